@@ -1,0 +1,1 @@
+"""The generative mathematics: takes any velocity_fn, knows no network."""

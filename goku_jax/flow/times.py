@@ -1,0 +1,32 @@
+"""Flow times: drawn for training, spaced for sampling. 0 is noise, 1 data."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def uniform(rng) -> Float[Array, ""]:
+  """A time spread evenly over [0, 1]."""
+  return jax.random.uniform(rng)
+
+
+def logit_normal(rng, mean: float = 0.0, std: float = 1.0) -> Float[Array, ""]:
+  """The sigmoid of a normal draw: most weight in the middle.
+
+  Stable Diffusion 3, arXiv:2403.03206, section 3.1. A positive mean leans
+  towards data, since here t = 1 is data.
+  """
+  return jax.nn.sigmoid(mean + std * jax.random.normal(rng))
+
+
+SAMPLERS = {"uniform": uniform, "logit_normal": logit_normal}
+
+
+def spaced(num_steps: int, shift: float = 1.0) -> Float[Array, " edges"]:
+  """`num_steps + 1` rising times from 0 to 1: t / (shift + (1 - shift) t).
+
+  A shift above 1 spends more steps near noise, where long sequences need
+  them (arXiv:2403.03206, section 5.3.2).
+  """
+  t = jnp.linspace(0.0, 1.0, num_steps + 1)
+  return t / (shift + (1 - shift) * t)

@@ -1,0 +1,84 @@
+"""The trained model: a text encoder and the flow transformer it steers."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from goku_jax.models import attention, transformer
+from goku_jax.models.text import ByteEncoder, TextConfig
+from goku_jax.typing import UserError
+
+
+class Goku(nn.Module):
+  """Velocities of packed tokens from their packed captions.
+
+  The two methods are separate so that sampling encodes a prompt once and
+  calls `velocity` at every step; `__call__` is both, as training needs it.
+  """
+
+  config: transformer.TransformerConfig
+  text_config: TextConfig | None = None
+  attention_fn: Any = attention.segment_attention
+
+  def setup(self):
+    self.transformer = transformer.Transformer(self.config, self.attention_fn)
+    if self.text_config:
+      self.text = ByteEncoder(self.text_config, self.attention_fn)
+
+  def encode_text(self, batch):
+    """Embeddings `[B, S, E]` of the batch's captions, None without text."""
+    if not self.text_config:
+      return None
+    names = ("text_ids_BS", "text_segment_ids_BS", "text_positions_BS")
+    return self.text(*(batch[name] for name in names))
+
+  def velocity(self, tokens_BLP, t_BG, batch, text_BSE, dropped_BG):
+    """`data - noise` at `tokens_BLP`; see `Transformer`."""
+    return self.transformer(
+      tokens_BLP,
+      t_BG,
+      batch["segment_ids_BL"],
+      batch["positions_BL3"],
+      text_BSE=text_BSE,
+      text_segment_ids_BS=batch["text_segment_ids_BS"],
+      class_BG=batch["class_BG"],
+      dropped_BG=dropped_BG,
+    )
+
+  def __call__(self, tokens_BLP, t_BG, batch, dropped_BG):
+    text_BSE = self.encode_text(batch)
+    return self.velocity(tokens_BLP, t_BG, batch, text_BSE, dropped_BG)
+
+
+def make_goku(
+  variant: str,
+  *,
+  text=None,
+  dtype: str = "float32",
+  attention_fn=attention.segment_attention,
+  **sizes,
+) -> Goku:
+  """The model of a named variant, its sizes overridden by `sizes`.
+
+  Args:
+    variant: a name in `transformer.VARIANTS`.
+    text: sizes of the byte encoder (`TextConfig`), or None for embeddings
+      from outside or no text at all.
+    dtype: of matrix products; parameters stay float32.
+    attention_fn: see `attention.segment_attention`.
+    **sizes: fields of `TransformerConfig`.
+
+  Raises:
+    UserError: the variant is not one of the known.
+  """
+  if variant not in transformer.VARIANTS:
+    known = ", ".join(transformer.VARIANTS)
+    raise UserError(f"model.variant={variant!r} is not one of {known}")
+  if text is not None:
+    text = TextConfig(**text, dtype=jnp.dtype(dtype))
+    sizes["text_width"] = text.width
+  config = transformer.TransformerConfig(
+    **transformer.VARIANTS[variant] | sizes | dict(dtype=jnp.dtype(dtype))
+  )
+  return Goku(config, text, attention_fn)

@@ -1,0 +1,49 @@
+"""Rotary positions on the (time, height, width) grid of tokens.
+
+Pairs are interleaved (2i, 2i+1) and turn by `position * 10000^(-2i / width)`;
+each grid axis owns a slice of the head. Positions are absolute integers, so a
+longer clip or a larger picture extrapolates (section 2.2; the split is
+CogVideoX's, arXiv:2408.06072, whose heads are as wide as Goku's).
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+THETA = 10_000.0
+
+
+def axis_widths(head_width: int) -> tuple[int, int, int]:
+  """Channels of a head that time, height and width own.
+
+  3/8 of the head for each side, rounded down to an even number, and the rest
+  for time: 64 gives (16, 24, 24), 128 gives (32, 48, 48), 72 (20, 26, 26).
+  """
+  if head_width % 2 or head_width < 16:
+    raise ValueError(f"rope needs an even head width >= 16, got {head_width}")
+  side = 2 * (3 * head_width // 16)
+  return head_width - 2 * side, side, side
+
+
+def rope_tables(
+  positions_BL3: Int[Array, "B L 3"], head_width: int
+) -> tuple[Float[Array, "B L K"], Float[Array, "B L K"]]:
+  """Cosines and sines of every channel's angle, each frequency twice."""
+  angles = []
+  for axis, width in enumerate(axis_widths(head_width)):
+    frequency = THETA ** (-jnp.arange(0, width, 2) / width)
+    angle = positions_BL3[..., axis, None].astype(jnp.float32) * frequency
+    angles.append(jnp.repeat(angle, 2, axis=-1))
+  angle_BLK = jnp.concatenate(angles, -1)
+  return jnp.cos(angle_BLK), jnp.sin(angle_BLK)
+
+
+def rotate(
+  x_BLNK: Float[Array, "B L N K"],
+  cos_BLK: Float[Array, "B L K"],
+  sin_BLK: Float[Array, "B L K"],
+) -> Float[Array, "B L N K"]:
+  """Each pair of channels turned by its token's angle, in float32."""
+  x32 = x_BLNK.astype(jnp.float32)
+  pairs = x32.reshape(*x32.shape[:-1], -1, 2)
+  turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], -1).reshape(x32.shape)
+  return x32 * cos_BLK[:, :, None] + turned * sin_BLK[:, :, None]

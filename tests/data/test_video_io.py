@@ -1,0 +1,146 @@
+"""Frames survive the trip to a file and back; mistakes end in one line."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from goku_jax.data import video_io
+from goku_jax.typing import UserError
+
+
+def moving_square(num_frames=9, height=32, width=32, grey=True):
+  """A bright square that steps right, one pixel a frame."""
+  video = np.full((num_frames, height, width, 3), 16, np.uint8)
+  for t in range(num_frames):
+    video[t, 8:20, t : t + 12] = 235 if grey else (235, 60, 20)
+  return video
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".npz"])
+def test_a_video_survives_the_trip(tmp_path, suffix):
+  video, path = moving_square(), tmp_path / f"x{suffix}"
+  metadata = {"prompt": "the digit fünf", "seed": 3, "long": "x" * 600}
+  video_io.write_video(path, video, fps=10, metadata=metadata)
+  read, fps = video_io.read_video(path)
+  assert read.shape == video.shape
+  assert read.dtype == np.uint8
+  assert fps == pytest.approx(10)
+  error = np.abs(read.astype(int) - video)
+  assert error.max() <= (12 if suffix == ".mp4" else 0)
+  assert error.mean() <= 1
+  assert video_io.read_metadata(path) == metadata
+
+
+def test_an_image_survives_the_trip(tmp_path):
+  image, path = moving_square(1, grey=False), tmp_path / "x.png"
+  video_io.write_video(path, image, metadata={"prompt": "a"})
+  read, _ = video_io.read_video(path)
+  np.testing.assert_array_equal(read, image)
+  assert video_io.read_metadata(path) == {"prompt": "a"}
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".npz", ".png"])
+def test_same_frames_same_bytes(tmp_path, suffix):
+  rng = np.random.default_rng(0)
+  video = rng.integers(0, 256, (1, 24, 40, 3), np.uint8)
+  if suffix != ".png":
+    video = np.concatenate([video] * 5)
+  for name in ("a", "b"):
+    video_io.write_video(tmp_path / (name + suffix), video, metadata={"s": 1})
+  a, b = sorted(tmp_path.iterdir())
+  assert a.read_bytes() == b.read_bytes()
+
+
+def test_colours_beyond_256_are_near_in_a_gif(tmp_path):
+  rng = np.random.default_rng(0)
+  small = rng.integers(0, 256, (5, 20, 20, 3), np.uint8)
+  video_io.write_video(tmp_path / "x.gif", small)
+  read, _ = video_io.read_video(tmp_path / "x.gif")
+  assert np.abs(read.astype(int) - small).mean() < 20
+
+
+def test_equal_frames_are_not_merged_in_a_gif(tmp_path):
+  video = np.repeat(moving_square(1), 9, axis=0)
+  video_io.write_video(tmp_path / "x.gif", video)
+  assert video_io.read_video(tmp_path / "x.gif")[0].shape == video.shape
+
+
+def test_odd_sizes_are_padded_by_their_edge(tmp_path):
+  video = moving_square(5, 31, 33)
+  video_io.write_video(tmp_path / "x.mp4", video)
+  read, _ = video_io.read_video(tmp_path / "x.mp4")
+  assert read.shape == (5, 32, 34, 3)
+  assert np.abs(read[:, -1].astype(int) - read[:, -2]).max() <= 4
+
+
+def test_upscale_makes_squares_of_pixels(tmp_path):
+  video = moving_square(5)
+  video_io.write_video(tmp_path / "x.gif", video, upscale=4)
+  read, _ = video_io.read_video(tmp_path / "x.gif")
+  assert read.shape == (5, 128, 128, 3)
+  np.testing.assert_array_equal(read[:, ::4, ::4], video)
+
+
+def test_a_file_without_metadata_has_none(tmp_path):
+  Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+  assert video_io.read_metadata(tmp_path / "x.png") == {}
+
+
+def test_mistakes_are_one_clear_line(tmp_path):
+  video = moving_square(5)
+  (tmp_path / "file").write_text("not a folder")
+  for name, expected in {
+    "x.avi": ".avi; use one of .mp4 .gif .png .npz",
+    "x": "without a suffix",
+    "x.png": "holds one frame, but the video has 5",
+    "file/x.mp4": "cannot write there",
+  }.items():
+    with pytest.raises(UserError, match=expected) as error:
+      video_io.write_video(tmp_path / name, video)
+    assert "\n" not in str(error.value)
+  assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".npz", ".png"])
+@pytest.mark.parametrize("content", [None, b"", b"not a video at all" * 9])
+def test_an_unreadable_file_is_one_clear_line(tmp_path, suffix, content):
+  path = tmp_path / f"x{suffix}"
+  if content is not None:
+    path.write_bytes(content)
+  for read in (video_io.read_video, video_io.read_metadata):
+    with pytest.raises(UserError, match="cannot read it"):
+      read(path)
+
+
+def test_a_contact_sheet_shows_motion_and_captions(tmp_path):
+  video = moving_square(17)
+  image = moving_square(1)[0]
+  rows = [[video, image], [video]]
+  captions = [["the digit one moves right", "word " * 400], ["\ud800"]]
+  video_io.contact_sheet(rows, captions, tmp_path / "x.png")
+  with Image.open(tmp_path / "x.png") as picture:
+    sheet = np.asarray(picture)
+  assert sheet.shape[0] > 2 * 64
+  # The strip's first and last frame differ where the square has left.
+  strip = sheet[12 + 34 : 12 + 34 + 64, 12 : 12 + 5 * 66 - 2]
+  np.testing.assert_array_equal(
+    strip[:, :64], video[0].repeat(2, 0).repeat(2, 1)
+  )
+  np.testing.assert_array_equal(
+    strip[:, -64:], video[-1].repeat(2, 0).repeat(2, 1)
+  )
+  assert (sheet[12 : 12 + 34] < 128).any()  # ink of the caption
+
+
+def test_curves_accept_what_a_run_leaves(tmp_path):
+  steps = np.arange(200)
+  video_io.curves(
+    tmp_path / "x.png",
+    {
+      "loss": (steps, np.exp(-steps / 50)),
+      "with a hole": (steps[:3], [1.0, np.nan, 2.0]),
+      "psnr": ([], []),
+    },
+  )
+  with Image.open(tmp_path / "x.png") as picture:
+    assert picture.width > 400

@@ -1,0 +1,47 @@
+"""Files that a job leaves behind: strict JSON, written whole or not at all."""
+
+import json
+import math
+import os
+import tempfile
+
+from goku_jax.typing import UserError
+
+
+def to_json(tree) -> str:
+  """`tree` as indented, sorted, strict JSON."""
+  return json.dumps(plain(tree), indent=2, sort_keys=True)
+
+
+def plain(tree):
+  """`tree` as strict JSON has it: plain numbers, null for what is not one."""
+  if isinstance(tree, dict):
+    return {str(key): plain(value) for key, value in tree.items()}
+  if isinstance(tree, list | tuple):
+    return [plain(value) for value in tree]
+  if hasattr(tree, "tolist"):  # an array of any library
+    return plain(tree.tolist())
+  if isinstance(tree, float) and not math.isfinite(tree):
+    return None
+  return tree
+
+
+def write_json(path, tree):
+  """Writes a dict as sorted JSON, all of it or nothing."""
+  temporary = f"{path}.tmp"
+  with open(temporary, "w") as file:
+    file.write(to_json(tree) + "\n")
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+def make_folder(path, flag):
+  """Makes a folder in which a file can really be made."""
+  try:
+    os.makedirs(path, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path):
+      pass
+  except OSError as error:
+    message = f"--{flag}: cannot write in {path!r}: {error.strerror}"
+    raise UserError(message) from error

@@ -1,0 +1,1 @@
+"""Sources, packing and batches: numpy and Grain, never JAX."""

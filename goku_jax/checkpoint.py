@@ -1,0 +1,274 @@
+"""Checkpoints: named trees of arrays and the data position, whole or absent.
+
+  <folder>/<step>/<tree>/...     Orbax: a flat dict, dotted path -> array
+  <folder>/<step>/manifest.json  layout, step, position, arrays, files, versions
+
+The manifest is the commit: Orbax finishes, then the digests of its files are
+taken, then the manifest appears by an atomic rename. A step without a whole
+manifest does not exist. Orbax alone restores a wrong array without a word
+after one flipped byte; here every file is verified before it is read.
+
+The arrays are saved under their dotted paths (`block.qkv.kernel`, `0.mu.bias`)
+and the structure is the caller's at restore, so that a NamedTuple of an
+optimizer needs no code from the checkpoint.
+"""
+
+import concurrent.futures
+import contextlib
+import importlib.metadata
+import json
+import logging
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from goku_jax import __version__, manifest
+from goku_jax.trees import check_arrays, describe, flatten
+from goku_jax.typing import UserError
+
+LAYOUT = 1
+
+
+class Checkpointer:
+  """Saves steps in the background; a failed save raises at the next call."""
+
+  def __init__(self, folder, *, keep: int = 3):
+    if keep < 1:
+      raise ValueError(f"keep is {keep}: at least one checkpoint must stay")
+    self.folder = pathlib.Path(folder).absolute()
+    self.keep = keep
+    # Made at once, so that a folder that cannot be made fails in `save`.
+    options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+    handler = ocp.CompositeCheckpointHandler()
+    self._orbax = ocp.AsyncCheckpointer(handler, async_options=options)
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+    self._pending = None
+
+  def save(self, step: int, trees: dict, position: dict):
+    """Returns once the arrays are copied to the host; they may be donated then.
+
+    Args:
+      step: the name of the checkpoint; a step that is whole is never replaced.
+      trees: trees of arrays by name; each can be restored alone.
+      position: where the data stands, as JSON has it.
+    """
+    self.wait()
+    flat = {name: flatten(tree, name) for name, tree in trees.items()}
+    record = _make_record(step, flat, position)
+    path = self.folder / str(step)
+    arguments = {name: ocp.args.PyTreeSave(tree) for name, tree in flat.items()}
+    with _explain_failure(path):
+      if jax.process_index() == 0:
+        self._make_way(path)
+      # Starts with a barrier, so the other processes see the way made.
+      self._orbax.save(path, args=ocp.args.Composite(**arguments))
+    self._pending = self._thread.submit(self._commit, path, record)
+
+  def wait(self):
+    """Returns once the last save is whole; raises if it failed."""
+    pending, self._pending = self._pending, None
+    if pending is not None:
+      pending.result()
+
+  def close(self):
+    """Waits for the last save and ends the threads."""
+    try:
+      self.wait()
+    finally:
+      self._thread.shutdown()
+      self._orbax.close()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, error, traceback):
+    try:
+      self.close()
+    except Exception as failure:
+      if error is None:
+        raise
+      logging.error("%s", failure)  # what ended the block goes on upwards
+
+  def _make_way(self, path):
+    """Removes what is left of an unfinished or damaged save of this step."""
+    self.folder.mkdir(parents=True, exist_ok=True)
+    for left in self.folder.glob(f"{path.name}.*"):
+      shutil.rmtree(left)
+    if path.exists():
+      try:
+        manifest.check(path, manifest.read(path)["files"])
+      except manifest.BrokenError:
+        _remove(path)
+      else:
+        raise ValueError("it is whole already, and never replaced")
+
+  def _commit(self, path, record):
+    """Waits for Orbax, then writes the manifest and removes old steps.
+
+    A thread of ours, because `AsyncOptions.post_finalization_callback` runs
+    before Orbax renames its temporary folder: there a manifest could be seen
+    in a folder that Orbax has not finished.
+    """
+    with _explain_failure(path):
+      self._orbax.wait_until_finished()
+      if jax.process_index() == 0:
+        manifest.write(path, record)
+        manifest.sync_folder(self.folder)
+        self._remove_old(int(path.name))
+
+  def _remove_old(self, saved):
+    kept = {saved, *whole_steps(self.folder)[-self.keep :]}
+    for path in self.folder.iterdir():
+      step = _step_of(path)
+      if step is None or path.name in map(str, kept):
+        continue
+      # A damaged step stays for inspection while it is among the recent.
+      if step < min(kept) or not (path / manifest.NAME).exists():
+        _remove(path)
+
+
+def whole_steps(folder) -> list[int]:
+  """Steps that are committed, oldest first, by manifests and file sizes."""
+  steps = []
+  for step in _steps(folder):
+    path = pathlib.Path(folder) / str(step)
+    try:
+      manifest.check(path, manifest.read(path)["files"], digests=False)
+    except manifest.BrokenError:
+      continue
+    steps.append(step)
+  return steps
+
+
+def restore(folder, abstract: dict, step: int | None = None):
+  """`(step, trees, position)` of the newest whole step; None if there is none.
+
+  Args:
+    folder: where a `Checkpointer` saved.
+    abstract: the wanted trees by name, a subset of those saved, their leaves
+      with shape, dtype and, for arrays on devices, sharding; without one, a
+      leaf comes as a numpy array. The sharding may differ from the saved one.
+    step: this step and no other.
+
+  Raises:
+    UserError: `step` is not whole, all committed steps are damaged, or the
+      trees saved are not those wanted.
+  """
+  folder = pathlib.Path(folder).absolute()
+  found = _find_whole(folder, abstract, step)
+  if found is None:
+    return None
+  path, record = found
+  trees = {}
+  for name, tree in abstract.items():
+    wanted = flatten(tree, name, is_abstract=True)
+    check_arrays(path, name, record["trees"], wanted)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+      arguments = {key: _restore_args(leaf) for key, leaf in wanted.items()}
+      arguments = ocp.args.PyTreeRestore(wanted, restore_args=arguments)
+      leaves = orbax.restore(path / name, args=arguments)
+    leaves = [leaves[key] for key in wanted]
+    trees[name] = jax.tree.unflatten(jax.tree.structure(tree), leaves)
+  return record["step"], trees, record["position"]
+
+
+def _make_record(step, flat, position):
+  if not isinstance(step, int) or step < 0:
+    raise ValueError(f"step is {step!r}, not a whole number from 0")
+  for name in flat:
+    if not name.isidentifier():
+      raise ValueError(f"{name!r} names a tree: letters, digits and _ only")
+  if json.loads(json.dumps(position, allow_nan=False)) != position:
+    raise ValueError(f"the position {position!r} is changed by JSON")
+  return {
+    "layout": LAYOUT,
+    "step": step,
+    "position": position,
+    "versions": {
+      "goku_jax": __version__,
+      "jax": jax.__version__,
+      "orbax": importlib.metadata.version("orbax-checkpoint"),
+    },
+    "trees": {
+      name: {path: describe(leaf) for path, leaf in tree.items()}
+      for name, tree in flat.items()
+    },
+  }
+
+
+@contextlib.contextmanager
+def _explain_failure(path):
+  try:
+    yield
+  except Exception as error:
+    message = f"the checkpoint {path} could not be saved: {error}"
+    raise RuntimeError(message) from error
+
+
+def _step_of(path):
+  """The step that a name stands for, `7` and `7.<temporary>` alike, or None."""
+  number = path.name.split(".")[0]
+  return int(number) if number.isdecimal() else None
+
+
+def _steps(folder):
+  """Steps that have a folder, whole or not, even a temporary one."""
+  folder = pathlib.Path(folder)
+  paths = folder.iterdir() if folder.is_dir() else ()
+  return sorted({_step_of(path) for path in paths} - {None})
+
+
+def _remove(path):
+  """Removes a step; without its manifest it no longer exists for a reader."""
+  (path / manifest.NAME).unlink(missing_ok=True)
+  shutil.rmtree(path)
+
+
+def _find_whole(folder, names, step):
+  """Path and record of the step to restore; None if nothing was committed."""
+  broken = []
+  for number in reversed(_steps(folder)) if step is None else [step]:
+    path = folder / str(number)
+    try:
+      record = manifest.read(path)
+      if record["layout"] > LAYOUT:
+        raise UserError(
+          f"{path} has the layout {record['layout']}; this goku_jax reads "
+          f"{LAYOUT} and older: use a newer one"
+        )
+      # Those of the trees wanted, and what Orbax says of the whole.
+      files = {
+        file: entry
+        for file, entry in record["files"].items()
+        if "/" not in file or file.split("/")[0] in names
+      }
+      manifest.check(path, files)
+    except manifest.BrokenError as error:
+      broken.append((path, error))
+      continue
+    for damaged, error in broken:
+      logging.warning(
+        "checkpoint %s is not whole (%s): step %d is used instead",
+        damaged, error, number,
+      )  # fmt: skip
+    return path, record
+  committed = [(p, e) for p, e in broken if (p / manifest.NAME).exists()]
+  for path, error in broken if step is not None else committed:
+    others = whole_steps(folder)
+    raise UserError(
+      f"checkpoint {path} is not whole ({error}); steps that can be used "
+      f"instead: {', '.join(map(str, others)) or 'none'}"
+    )
+  for path, _ in broken:
+    logging.warning("checkpoint %s was never finished: not used", path)
+  return None
+
+
+def _restore_args(leaf):
+  sharding = getattr(leaf, "sharding", None)
+  if sharding is None:
+    return ocp.RestoreArgs(restore_type=np.ndarray)
+  return ocp.ArrayRestoreArgs(sharding=sharding)

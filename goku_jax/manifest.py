@@ -1,0 +1,114 @@
+"""The manifest of a folder: what must be in it, to the byte, and what it means.
+
+A folder is whole when its manifest is and every file in it is as the manifest
+says. The manifest is written last, by an atomic rename, and opens with the
+digest of all that follows in it, byte for byte:
+
+  {
+    "digest": "<sha256 of the text after this line>",
+    "files": {"<path>": {"size": 10, "sha256": "..."}, ...},
+    ...
+
+Readers ignore the keys that they do not know.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import pathlib
+
+NAME = "manifest.json"
+
+
+class BrokenError(ValueError):
+  """A folder that is not whole: the message names the file and what it has."""
+
+
+def write(folder, record: dict):
+  """Makes `folder` whole: digests of its files, `record`, then the rename.
+
+  Everything is on the disk before the manifest is, so a folder that is whole
+  stays so through a power cut.
+  """
+  folder = pathlib.Path(folder)
+  files = sorted(p for p in folder.rglob("*") if p.is_file())
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    entries = list(pool.map(_describe_file, files))
+  names = [path.relative_to(folder).as_posix() for path in files]
+  record = {"files": dict(zip(names, entries, strict=True)), **record}
+  body = json.dumps(record, indent=2, allow_nan=False).removeprefix("{") + "\n"
+  write_whole(folder / NAME, (_head(body) + body).encode())
+
+
+def read(folder) -> dict:
+  """The record of a folder; its files are not looked at."""
+  try:
+    text = (pathlib.Path(folder) / NAME).read_bytes().decode()
+    body = text[len(_head("")) :]
+    if text != _head(body) + body:
+      raise BrokenError(f"{NAME} differs from its own digest")
+    return json.loads(text)
+  except FileNotFoundError as error:
+    raise BrokenError(f"{NAME} is missing") from error
+  except (OSError, UnicodeDecodeError) as error:
+    raise BrokenError(f"{NAME} cannot be read: {error}") from error
+
+
+def check(folder, files: dict, *, digests=True):
+  """Raises `BrokenError` unless the files have these sizes and digests."""
+  folder = pathlib.Path(folder)
+
+  def check_file(name):
+    path, entry = folder / name, files[name]
+    try:
+      size = path.stat().st_size
+      if size != entry["size"]:
+        raise BrokenError(f"{name} has {size} bytes, not {entry['size']}")
+      if digests and digest_file(path) != entry["sha256"]:
+        raise BrokenError(f"{name} differs from its digest")
+    except OSError as error:
+      raise BrokenError(f"{name}: {error.strerror}") from error
+
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    list(pool.map(check_file, files))
+
+
+def digest_file(path) -> str:
+  """The SHA-256 of a file, in hexadecimal."""
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_whole(path, data: bytes):
+  """Writes a file so that its name never stands for a part of it."""
+  temporary = f"{path}.tmp"
+  with open(temporary, "wb") as file:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+  sync_folder(pathlib.Path(path).parent)
+
+
+def sync_folder(folder):
+  """Returns once the names in a folder are on the disk."""
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def _describe_file(path):
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+  return {"size": path.stat().st_size, "sha256": digest_file(path)}
+
+
+def _head(body):
+  digest = hashlib.sha256(body.encode()).hexdigest()
+  return f'{{\n  "digest": "{digest}",'

@@ -50,7 +50,7 @@ def pytest_configure(config):
   codec = "zstd" if importlib.util.find_spec("zstandard") else "zlib"
   name = f"jax-{importlib.metadata.version('jax')}-{codec}"
   os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / name)
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
   # The TPU compiler looks for no TPU and shares its lock between workers.
   os.environ["TPU_SKIP_MDS_QUERY"] = "1"
   os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"

@@ -120,13 +120,15 @@ class Checkpointer:
         self._remove_old(int(path.name))
 
   def _remove_old(self, saved):
-    kept = {saved, *whole_steps(self.folder)[-self.keep :]}
+    whole = whole_steps(self.folder)
+    kept = {saved, *whole[-self.keep :]}
     for path in self.folder.iterdir():
       step = _step_of(path)
       if step is None or path.name in map(str, kept):
         continue
       # A damaged step stays for inspection while it is among the recent.
-      if step < min(kept) or not (path / manifest.NAME).exists():
+      has_manifest = (path / manifest.NAME).exists()
+      if step in whole or step < min(kept) or not has_manifest:
         _remove(path)
 
 
@@ -227,43 +229,39 @@ def _remove(path):
   shutil.rmtree(path)
 
 
+def _read_whole(path, names):
+  """Record of a step of which the trees `names` are whole."""
+  record = manifest.read(path)
+  if record["layout"] > LAYOUT:
+    raise UserError(
+      f"{path} has the layout {record['layout']}; this goku_jax reads "
+      f"{LAYOUT} and older: use a newer one"
+    )
+  files = record["files"]
+  # Beside those of the trees, what Orbax says of them together.
+  needed = [f for f in files if "/" not in f or f.split("/")[0] in names]
+  manifest.check(path, {file: files[file] for file in needed})
+  return record
+
+
 def _find_whole(folder, names, step):
   """Path and record of the step to restore; None if nothing was committed."""
-  broken = []
+  broken = {}
   for number in reversed(_steps(folder)) if step is None else [step]:
     path = folder / str(number)
     try:
-      record = manifest.read(path)
-      if record["layout"] > LAYOUT:
-        raise UserError(
-          f"{path} has the layout {record['layout']}; this goku_jax reads "
-          f"{LAYOUT} and older: use a newer one"
-        )
-      # Those of the trees wanted, and what Orbax says of the whole.
-      files = {
-        file: entry
-        for file, entry in record["files"].items()
-        if "/" not in file or file.split("/")[0] in names
-      }
-      manifest.check(path, files)
+      record = _read_whole(path, names)
     except manifest.BrokenError as error:
-      broken.append((path, error))
+      broken[number] = f"checkpoint {path} is not whole ({error})"
       continue
-    for damaged, error in broken:
-      logging.warning(
-        "checkpoint %s is not whole (%s): step %d is used instead",
-        damaged, error, number,
-      )  # fmt: skip
+    for message in broken.values():
+      logging.warning("%s: step %d is used instead", message, number)
     return path, record
-  committed = [(p, e) for p, e in broken if (p / manifest.NAME).exists()]
-  for path, error in broken if step is not None else committed:
-    others = whole_steps(folder)
-    raise UserError(
-      f"checkpoint {path} is not whole ({error}); steps that can be used "
-      f"instead: {', '.join(map(str, others)) or 'none'}"
-    )
-  for path, _ in broken:
-    logging.warning("checkpoint %s was never finished: not used", path)
+  for number, message in broken.items():
+    if step is not None or (folder / str(number) / manifest.NAME).exists():
+      others = [n for n in whole_steps(folder) if n not in broken]
+      raise UserError(f"{message}; whole steps: {others or 'none'}")
+    logging.warning("%s: it was never finished", message)
   return None
 
 

@@ -38,6 +38,8 @@ def _check_leaf(leaf, path):
   is_number = jax.numpy.issubdtype(leaf.dtype, np.number)
   if not is_number and leaf.dtype != np.bool_:
     raise ValueError(f"{path} has the dtype {leaf.dtype}, which is not saved")
+  if leaf.size == 0:  # Orbax refuses it
+    raise ValueError(f"{path} has no elements: its shape is {leaf.shape}")
   if isinstance(leaf, jax.Array) and leaf.is_deleted():
     raise ValueError(f"{path} was donated before it was saved")
   return leaf

@@ -1,0 +1,382 @@
+"""A checkpoint comes back bit for bit, on any mesh, or not at all."""
+
+import json
+import logging
+import shutil
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+
+from goku_jax import checkpoint, manifest
+from goku_jax.typing import UserError
+
+AUTO = jax.sharding.AxisType.Auto
+
+
+def make_params(seed=0):
+  """Small trees with what is awkward: bfloat16, scalars, bits of NaN."""
+  rng = np.random.default_rng(seed)
+  kernel = rng.standard_normal((8, 16)).astype(np.float32)
+  kernel[0, 0] = np.nan
+  return {
+    "block": {
+      "kernel": jnp.asarray(kernel),
+      "half": jnp.asarray(kernel, jnp.bfloat16),
+    },
+    "mask": np.array([True, False]),
+  }
+
+
+def make_trees(seed=0):
+  params = make_params(seed)
+  weights = {"kernel": params["block"]["kernel"], "half": jnp.ones(3)}
+  opt = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+  return {
+    "params": params,
+    "opt": opt.init(weights),
+    "count": jnp.int32(seed),
+    "host_count": np.int64(2**40 + seed),
+  }
+
+
+def abstract_of(trees, sharding=None):
+  def abstract(leaf):
+    where = getattr(leaf, "sharding", None) and (sharding or leaf.sharding)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+  return jax.tree.map(abstract, trees)
+
+
+def assert_same_bits(got, want):
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    assert a.dtype == b.dtype
+    assert a.shape == b.shape
+    assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def save_steps(folder, steps, keep=3):
+  with checkpoint.Checkpointer(folder, keep=keep) as checkpointer:
+    for step in steps:
+      checkpointer.save(step, make_trees(step), {"step": step})
+
+
+def make_mesh(*shape):
+  names = ("a", "b")[: len(shape)]
+  count = np.prod(shape)
+  return jax.make_mesh(
+    shape, names, axis_types=(AUTO,) * len(shape), devices=jax.devices()[:count]
+  )
+
+
+@pytest.fixture(scope="module")
+def three_steps(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("three") / "checkpoints"
+  save_steps(folder, (10, 20, 30))
+  return folder
+
+
+@pytest.fixture
+def steps(three_steps, tmp_path):
+  """Steps 10, 20 and 30, to be damaged."""
+  return shutil.copytree(three_steps, tmp_path / "checkpoints")
+
+
+def files_of(path):
+  return sorted(p for p in path.rglob("*") if p.is_file())
+
+
+def test_newest_step_comes_back_bit_for_bit(three_steps):
+  want = make_trees(30)
+  step, trees, position = checkpoint.restore(three_steps, abstract_of(want))
+  assert (step, position) == (30, {"step": 30})
+  assert_same_bits(trees, want)
+  assert trees["params"]["block"]["half"].dtype == ml_dtypes.bfloat16
+  assert isinstance(trees["opt"][1][0], optax.ScaleByAdamState)
+
+
+def test_a_step_asked_for_comes_back(three_steps):
+  abstract = abstract_of(make_trees())
+  step, trees, _ = checkpoint.restore(three_steps, abstract, step=10)
+  assert step == 10
+  assert_same_bits(trees, make_trees(10))
+
+
+def test_an_empty_or_absent_folder_holds_nothing(tmp_path):
+  assert checkpoint.restore(tmp_path, {}) is None
+  assert checkpoint.restore(tmp_path / "none", {}) is None
+  assert checkpoint.whole_steps(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (8,), (2, 4)])
+def test_arrays_move_to_another_mesh(tmp_path, shape):
+  weights = np.arange(8 * 16, dtype=np.float32).reshape(8, 16)
+  spread = jax.NamedSharding(make_mesh(4, 2), jax.P("b", "a"))
+  with checkpoint.Checkpointer(tmp_path) as checkpointer:
+    trees = {"params": {"w": jax.device_put(weights, spread)}}
+    checkpointer.save(1, trees, {})
+  target = jax.NamedSharding(make_mesh(*shape), jax.P(("a", "b")[: len(shape)]))
+  _, got, _ = checkpoint.restore(tmp_path, abstract_of(trees, target))
+  assert got["params"]["w"].sharding == target
+  np.testing.assert_array_equal(got["params"]["w"], weights)
+
+
+def test_arrays_may_be_donated_and_overwritten_after_save(tmp_path):
+  spoil = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)
+  sharding = jax.NamedSharding(make_mesh(8), jax.P("a"))
+  want = np.random.default_rng(0).random((800, 1000), np.float32)
+  device, host = jax.device_put(want, sharding), want.copy()
+  with checkpoint.Checkpointer(tmp_path) as checkpointer:
+    checkpointer.save(1, {"params": {"device": device, "host": host}}, {})
+    spoil(device).block_until_ready()
+    host[:] = -1
+  abstract = {"params": {"device": jax.ShapeDtypeStruct(want.shape, "float32")}}
+  abstract["params"]["host"] = abstract["params"]["device"]
+  _, trees, _ = checkpoint.restore(tmp_path, abstract)
+  np.testing.assert_array_equal(trees["params"]["device"], want)
+  np.testing.assert_array_equal(trees["params"]["host"], want)
+
+
+def test_one_tree_alone_needs_the_files_of_no_other(steps):
+  shutil.rmtree(steps / "30" / "opt")
+  params = make_params(30)
+  step, trees, _ = checkpoint.restore(steps, abstract_of({"params": params}))
+  assert step == 30
+  assert_same_bits(trees, {"params": params})
+
+
+def test_a_leaf_without_sharding_comes_as_numpy(three_steps):
+  params = make_params(30)
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), {"params": params}
+  )
+  _, trees, _ = checkpoint.restore(three_steps, abstract)
+  assert all(type(x) is np.ndarray for x in jax.tree.leaves(trees))
+  assert_same_bits(trees["params"], params)
+
+
+def test_the_newest_are_kept_and_leftovers_removed(steps):
+  shutil.copytree(steps / "20", steps / "25.orbax-checkpoint-tmp")
+  (steps / "25.orbax-checkpoint-tmp" / "manifest.json").unlink()
+  (steps / "notes").mkdir()
+  save_steps(steps, (40,), keep=2)
+  assert {path.name for path in steps.iterdir()} == {"30", "40", "notes"}
+
+
+def test_a_step_behind_newer_ones_is_kept(steps):
+  save_steps(steps, (15,), keep=1)
+  assert checkpoint.whole_steps(steps) == [15, 30]
+
+
+def test_a_whole_step_is_never_replaced(steps):
+  with (
+    checkpoint.Checkpointer(steps) as checkpointer,
+    pytest.raises(RuntimeError, match=r"whole already"),
+  ):
+    checkpointer.save(30, make_trees(), {})
+  assert checkpoint.whole_steps(steps) == [10, 20, 30]
+
+
+@pytest.mark.parametrize("damage", ["no manifest", "flipped", "unfinished"])
+def test_a_step_that_is_not_whole_is_replaced(steps, damage):
+  if damage == "no manifest":
+    (steps / "30" / "manifest.json").unlink()
+  elif damage == "flipped":
+    flip(steps / "30" / "params" / "manifest.ocdbt")
+  else:
+    (steps / "30").rename(steps / "30.orbax-checkpoint-tmp")
+  save_steps(steps, (30,))
+  assert checkpoint.restore(steps, abstract_of(make_trees()))[0] == 30
+
+
+def flip(path, place=0.5):
+  data = bytearray(path.read_bytes())
+  data[int(place * (len(data) - 1))] ^= 0x40
+  path.write_bytes(data)
+
+
+def restore_with_log(folder, caplog):
+  caplog.clear()
+  with caplog.at_level(logging.WARNING, logger="root"):
+    result = checkpoint.restore(folder, abstract_of(make_trees()))
+  lines = [r.getMessage() for r in caplog.records if r.name == "root"]
+  return result, lines
+
+
+def test_one_flipped_byte_in_any_file_is_found_and_named(steps, caplog):
+  files = files_of(steps / "30")
+  assert len(files) > 20
+  for index, path in enumerate(files):
+    data = path.read_bytes()
+    flip(path, index / len(files))
+    (step, trees, _), lines = restore_with_log(steps, caplog)
+    name = path.relative_to(steps / "30").as_posix()
+    assert step == 20, name
+    assert len(lines) == 1
+    assert "checkpoints/30 is not whole" in lines[0]
+    assert f"({name} differs from its" in lines[0]
+    assert lines[0].endswith("step 20 is used instead")
+    path.write_bytes(data)
+  assert_same_bits(trees, make_trees(20))
+  assert restore_with_log(steps, caplog)[0][0] == 30  # put back, it is whole
+
+
+def test_every_byte_of_the_manifest_counts(tmp_path):
+  manifest.write(tmp_path, {"position": {"a b": [1, 2.5, None, "é"]}})
+  path = tmp_path / "manifest.json"
+  data = path.read_bytes()
+  assert manifest.read(tmp_path)["position"] == {"a b": [1, 2.5, None, "é"]}
+  for place in range(len(data)):
+    for flipped in (data[place] ^ 0x01, data[place] ^ 0x29):
+      path.write_bytes(data[:place] + bytes([flipped]) + data[place + 1 :])
+      with pytest.raises(manifest.BrokenError, match=r"manifest\.json"):
+        manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["data", "manifest.json"])
+def test_a_file_cut_short_or_missing_sends_back_a_step(steps, caplog, name):
+  if name == "data":
+    path = max(
+      files_of(steps / "30" / "params"), key=lambda p: p.stat().st_size
+    )
+  else:
+    path = steps / "30" / name
+  path.write_bytes(path.read_bytes()[:-1])
+  result, lines = restore_with_log(steps, caplog)
+  assert result[0] == 20
+  assert path.name in lines[0]
+  path.unlink()
+  result, lines = restore_with_log(steps, caplog)
+  assert result[0] == 20
+  assert path.name in lines[0]
+  assert checkpoint.whole_steps(steps) == [10, 20]
+
+
+def test_a_damaged_step_asked_for_by_number_is_refused(steps):
+  flip(steps / "20" / "opt" / "_METADATA")
+  abstract = abstract_of(make_trees())
+  with pytest.raises(UserError, match=r"20 is not whole \(opt/_METADATA"):
+    checkpoint.restore(steps, abstract, step=20)
+  with pytest.raises(UserError, match=r"99 is not whole .* \[10, 20, 30\]$"):
+    checkpoint.restore(steps, abstract, step=99)
+
+
+def test_only_damaged_steps_are_an_error_and_never_a_fresh_start(steps):
+  for step in (10, 20, 30):
+    flip(steps / str(step) / "params" / "manifest.ocdbt")
+  with pytest.raises(UserError, match=r"params/manifest\.ocdbt .*: none$"):
+    checkpoint.restore(steps, abstract_of(make_trees()))
+
+
+def test_a_first_save_cut_off_is_a_fresh_start_and_said_so(steps, caplog):
+  for step in (10, 20):
+    shutil.rmtree(steps / str(step))
+  (steps / "30" / "manifest.json").unlink()
+  result, lines = restore_with_log(steps, caplog)
+  assert result is None
+  assert "never finished" in lines[0]
+
+
+def test_a_newer_layout_is_refused(steps):
+  record = manifest.read(steps / "30")
+  record = {**record, "layout": 2}
+  del record["digest"], record["files"]
+  (steps / "30" / "manifest.json").unlink()
+  manifest.write(steps / "30", record)
+  with pytest.raises(UserError, match="has the layout 2"):
+    checkpoint.restore(steps, abstract_of(make_trees()))
+
+
+def test_a_missing_tree_or_array_is_an_error_that_names_it(three_steps):
+  array = jax.ShapeDtypeStruct((8, 16), jnp.float32)
+  for wanted, message in (
+    ({"ema": {"w": array}}, "no tree 'ema'; it has params, opt"),
+    ({"params": {"w": array}}, "no array params.w"),
+    ({"count": {"array": {"x": array}}}, "no array count.array.x"),
+  ):
+    with pytest.raises(UserError, match=message):
+      checkpoint.restore(three_steps, wanted)
+
+
+def test_a_misshapen_or_unknown_array_is_an_error_that_names_it(three_steps):
+  abstract = abstract_of(make_trees())
+  block = abstract["params"]["block"]
+  for wrong, message in (
+    (jax.ShapeDtypeStruct((8, 17), "float32"), r"shape \[8, 16\].*\[8, 17\]"),
+    (jax.ShapeDtypeStruct((8, 16), "bfloat16"), "dtype float32.*bfloat16"),
+  ):
+    block["kernel"] = wrong
+    with pytest.raises(UserError, match=r"params\.block\.kernel .*" + message):
+      checkpoint.restore(three_steps, abstract)
+  del block["kernel"]
+  with pytest.raises(UserError, match=r"array params\.block\.kernel, which"):
+    checkpoint.restore(three_steps, abstract)
+
+
+def donated():
+  array = jnp.ones(3)
+  array.delete()
+  return array
+
+
+@pytest.mark.parametrize(
+  ("leaf", "message"),
+  [
+    ("text", "is a str"),
+    (1.5, "is a float"),
+    (np.array(["a"]), "dtype <U1"),
+    (np.array([None]), "dtype object"),
+    (jax.random.key(0), "dtype key"),
+    (jnp.ones((0, 4)), "no elements"),
+    (donated(), "was donated"),
+  ],
+)
+def test_a_leaf_that_cannot_be_saved_is_named_before_orbax(
+  tmp_path, leaf, message
+):
+  with (
+    checkpoint.Checkpointer(tmp_path) as checkpointer,
+    pytest.raises(ValueError, match=rf"params\.a\.0 .*{message}"),
+  ):
+    checkpointer.save(1, {"params": {"a": [leaf]}}, {})
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  ("step", "trees", "position"),
+  [
+    (-1, {"a": np.ones(1)}, {}),
+    (1, {"a": {}}, {}),
+    (1, {"../a": np.ones(1)}, {}),
+    (1, {"a": {"b.c": np.ones(1), "b": {"c": np.ones(1)}}}, {}),
+    (1, {"a": np.ones(1)}, {"x": float("nan")}),
+    (1, {"a": np.ones(1)}, {"x": (1, 2)}),
+  ],
+)
+def test_what_would_not_come_back_is_not_saved(tmp_path, step, trees, position):
+  with (
+    checkpoint.Checkpointer(tmp_path) as checkpointer,
+    pytest.raises(ValueError, match=r"step|names|no arrays|path|position|JSON"),
+  ):
+    checkpointer.save(step, trees, position)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_the_manifest_says_what_is_inside(three_steps):
+  record = json.loads((three_steps / "30" / "manifest.json").read_text())
+  assert record["layout"] == 1
+  assert record["trees"]["params"]["block.half"] == {
+    "shape": [8, 16],
+    "dtype": "bfloat16",
+  }
+  assert "0.mu.kernel" not in record["trees"]["params"]
+  assert record["trees"]["opt"]["1.0.mu.kernel"]["dtype"] == "float32"
+  assert set(record["versions"]) == {"goku_jax", "jax", "orbax"}
+  names = {
+    p.relative_to(three_steps / "30") for p in files_of(three_steps / "30")
+  }
+  assert {str(name) for name in names} == {*record["files"], "manifest.json"}

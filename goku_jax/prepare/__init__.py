@@ -1,0 +1,1 @@
+"""Clips to latents in ArrayRecord shards."""

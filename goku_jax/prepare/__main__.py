@@ -1,0 +1,28 @@
+"""Encodes clips and captions once, so that training reads latents.
+
+  python -m goku_jax.prepare --config=configs/digits.py:stage=prepare \
+    --config.vae.workdir=VAE --workdir=LATENTS
+
+VAE is the workdir of a trained autoencoder. LATENTS receives ArrayRecord
+shards of posterior means and log-variances, a manifest with digests and the
+statistics that bring latents to unit variance, and the autoencoder itself
+(`vae/`). A folder that is whole already is left as it is.
+"""
+
+import time
+
+from goku_jax import job
+
+
+def main(config, workdir):
+  """Returns counts and statistics of the latents."""
+  started = time.perf_counter()
+  job.open_workdir(workdir, config, same=("seed", "data", "vae"))
+  from goku_jax.prepare import latents  # jax is slow to import
+
+  result = latents.prepare(config, workdir)
+  return {**result, "seconds": time.perf_counter() - started}
+
+
+if __name__ == "__main__":
+  job.run(main, config="required")

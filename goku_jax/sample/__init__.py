@@ -1,0 +1,1 @@
+"""Prompts to pixels: text, latents, frames, files."""

@@ -1,0 +1,160 @@
+"""Captions to latents: packs the requests and integrates the velocity.
+
+Each sample's noise comes from the seed and its own index, and attention never
+leaves a segment, so a sample does not depend on what it was packed with.
+
+Letters: B packs, L tokens, P numbers in a token, G segments of a pack.
+"""
+
+import functools
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from goku_jax.data import packing, schema, tokenize
+from goku_jax.flow import guidance, noise, solver, times
+
+NUM_PACKS = 8  # integrated at once; a device count that divides 8 shares them
+
+
+def sample_latents(
+  model,
+  params,
+  captions: list[str],
+  shapes: list[tuple[int, int, int, int]],
+  *,
+  capacity: packing.Capacity,
+  seed: int,
+  num_steps: int,
+  guidance_scale: float,
+  solver_name: str = "euler",
+  shift: float = 1.0,
+  max_text: int,
+  indices: list[int] | None = None,
+  progress=None,
+) -> list[np.ndarray]:
+  """Normalised latents `[t, h, w, c]` of each caption.
+
+  Args:
+    model: a `Goku`.
+    params: its parameters.
+    captions: what to show.
+    shapes: of the latents, one for each caption.
+    capacity: of a pack; enlarged where one sample needs more.
+    seed: of the noise.
+    num_steps: intervals from noise to data.
+    guidance_scale: 1 samples the model itself, above follows captions more.
+    solver_name: a name in `flow.solver.SOLVERS`.
+    shift: above 1 takes more steps near noise.
+    max_text: longest caption in tokens.
+    indices: whose noise each sample gets; its place in the list by default.
+    progress: called with the number of samples done.
+  """
+  patch_size = tuple(model.config.patch_size)
+  indices = range(len(captions)) if indices is None else indices
+  samples = [
+    dict(
+      mean=np.zeros(shape, np.float32),
+      logvar=np.full(shape, schema.NO_LOGVAR, np.float32),
+      text_ids=tokenize.encode(caption, max_text),
+      index=index,
+      visit=0,
+      **{"class": 0},
+    )
+    for caption, shape, index in zip(captions, shapes, indices, strict=True)
+  ]
+  sizes = np.array(
+    [
+      (np.prod(s["mean"].shape[:3]) // np.prod(patch_size), len(s["text_ids"]))
+      for s in samples
+    ]
+  )
+  capacity = packing.Capacity(
+    max(capacity.tokens, sizes[:, 0].max()),
+    max(capacity.text, sizes[:, 1].max() + 1),
+    capacity.segments,
+  )
+  packs = packing.deal(sizes, capacity)
+  num_packs = min(NUM_PACKS, 1 << (len(packs) - 1).bit_length())
+  latents, done = [None] * len(samples), 0
+  for start in range(0, len(packs), num_packs):
+    here = packs[start : start + num_packs]
+    batch = _stack(
+      [
+        packing.pack([samples[i] for i in p], capacity, patch_size=patch_size)
+        for p in here
+      ],
+      num_packs,
+    )
+    batch["tokens_BLP"] = jax.device_get(
+      _integrate(
+        model,
+        params,
+        jax.device_put(batch),
+        jax.device_put(jax.random.key(seed)),
+        jax.device_put(np.float32(guidance_scale)),
+        jax.device_put(np.float32(shift)),
+        num_steps,
+        solver_name,
+      )
+    )
+    for members, found in zip(
+      here, packing.unpack(batch, patch_size=patch_size), strict=False
+    ):
+      for i, sample in zip(members, found, strict=True):
+        latents[i] = sample["mean"]
+    done += sum(map(len, here))
+    if progress:
+      progress(done)
+  return latents
+
+
+def _stack(packs: list[dict], num_packs: int) -> dict:
+  """One batch of `num_packs` packs, the last ones empty."""
+  empty = {name: np.zeros_like(x) for name, x in packs[0].items()}
+  empty["sample_index_BG"] -= 1
+  packs = packs + [empty] * (num_packs - len(packs))
+  return {n: np.concatenate([p[n] for p in packs]) for n in empty}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 6, 7))
+def _integrate(
+  model, params, batch, rng, guidance_scale, shift, num_steps, solver_name
+):
+  """Tokens at t = 1 of a batch of packs."""
+  keys_BG = noise.sample_keys(
+    rng, noise.NOISE, batch["sample_index_BG"], batch["visit_BG"]
+  )
+  noise_BLP = noise.grid_normal(
+    keys_BG,
+    batch["segment_ids_BL"],
+    batch["positions_BL3"],
+    batch["tokens_BLP"].shape[-1],
+  )
+  # The branches with and without captions are one batch of twice the packs.
+  variables = {"params": params}
+  text_BSE = model.apply(variables, batch, method="encode_text")
+  twice = lambda x: einops.repeat(x, "B ... -> (two B) ...", two=2)
+  both, text_2BSE = jax.tree.map(twice, (batch, text_BSE))
+  B, G = batch["sample_index_BG"].shape
+  dropped = jnp.repeat(jnp.array([False, True]), B)[:, None]
+  dropped = jnp.broadcast_to(dropped, (2 * B, G))
+
+  def velocity(x_BLP, t):
+    t_BG = jnp.full((2 * B, G), t)
+    v = model.apply(
+      variables,
+      twice(x_BLP),
+      t_BG,
+      both,
+      text_2BSE,
+      dropped,
+      method="velocity",
+    )
+    return guidance.guide(v[:B], v[B:], guidance_scale)
+
+  return solver.SOLVERS[solver_name](
+    velocity, noise_BLP, times.spaced(num_steps, shift)
+  )

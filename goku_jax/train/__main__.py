@@ -1,0 +1,28 @@
+"""Trains the model of a config: the flow transformer or the autoencoder.
+
+  python -m goku_jax.train --config=configs/digits.py --workdir=runs/digits
+
+Started again with the same workdir, it goes on from the newest checkpoint.
+The workdir receives config.json, checkpoints/, metrics.jsonl, tensorboard/,
+shown/ (pictures at fixed prompts and seeds) and first_batch.png.
+"""
+
+import time
+
+from goku_jax import job
+
+
+def main(config, workdir):
+  """Returns the metrics of the last step."""
+  started = time.perf_counter()
+  job.open_workdir(
+    workdir, config, same=("stage", "seed", "model", "data", "loss", "optim")
+  )
+  from goku_jax.train import loop  # jax is slow to import, and --help is not
+
+  metrics = loop.train(config, workdir)
+  return {**metrics, "seconds": time.perf_counter() - started}
+
+
+if __name__ == "__main__":
+  job.run(main, config="required")

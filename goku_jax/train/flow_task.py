@@ -1,0 +1,120 @@
+"""The joint flow model: packs of latents, or of pixels, with captions."""
+
+import functools
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from goku_jax import costs
+from goku_jax.data import digits, packing, pipeline, sources
+from goku_jax.models import attention, goku
+from goku_jax.parallel.attention import shard_attention
+from goku_jax.sample import codec as codecs
+from goku_jax.sample.sampler import sample_latents
+from goku_jax.train.flow_loss import flow_loss
+from goku_jax.train.task import Task
+
+
+def make_task(config, mesh, workdir) -> Task:
+  """The flow model of a config; copies the latents' autoencoder to workdir."""
+  data = config.data
+  if data.path:
+    source = sources.Latents(data.path)
+    folder = pathlib.Path(workdir) / codecs.FOLDER
+    if jax.process_index() == 0 and not folder.exists():
+      shutil.copytree(pathlib.Path(data.path) / codecs.FOLDER, folder)
+  else:
+    source = sources.Pixels(digits.Digits(seed=config.seed, **data.digits))
+  codec = codecs.load_codec(data.path or workdir)
+  sizes_of_model = config.model.to_dict() | {"latent_channels": codec.channels}
+  model = goku.make_goku(
+    **sizes_of_model,
+    attention_fn=shard_attention(attention.segment_attention, mesh),
+  )
+  patch_size = tuple(model.config.patch_size)
+  planner = packing.Planner(
+    source.sizes(patch_size, data.max_text),
+    capacity=packing.Capacity(**data.pack),
+    num_packs=data.num_packs,
+    lookahead=data.lookahead,
+    seed=config.seed,
+  )
+  return Task(
+    init_params=functools.partial(_init_params, model),
+    loss_fn=functools.partial(flow_loss, model=model, **config.loss),
+    batches=lambda first_step: pipeline.flow_batches(
+      source,
+      planner,
+      patch_size=patch_size,
+      first_step=first_step,
+      num_steps=config.total_steps - first_step,
+      host_index=jax.process_index(),
+      host_count=jax.process_count(),
+    ),
+    work=functools.partial(_work, model.config),
+    show=functools.partial(
+      _show, goku.make_goku(**sizes_of_model), codec, config
+    ),
+    picture=functools.partial(_picture, codec, patch_size),
+  )
+
+
+def _init_params(model, rng, batch):
+  dropped_BG = jnp.zeros(batch["visit_BG"].shape, bool)
+  return model.init(
+    rng,
+    batch["tokens_BLP"],
+    jnp.zeros(dropped_BG.shape),
+    batch,
+    dropped_BG,
+  )["params"]
+
+
+def _work(cfg, batch) -> tuple[float, int]:
+  """Training FLOPs of a batch, and its tokens."""
+  count = lambda ids: np.concatenate(
+    [np.bincount(row[row > 0]) for row in ids if (row > 0).any()]
+  )
+  segments = count(batch["segment_ids_BL"])
+  texts = count(batch["text_segment_ids_BS"])
+  flops = costs.training_flops(
+    segments[segments > 0],
+    texts[texts > 0] if cfg.text_width else (),
+    width=cfg.width,
+    depth=cfg.depth,
+    mlp_ratio=cfg.mlp_ratio,
+    patch_width=cfg.patch_width,
+    text_width=cfg.text_width,
+  )
+  return flops, int(segments.sum())
+
+
+def _show(model, codec, config, params, ema):
+  """Fixed prompts and seeds, drawn by raw and averaged parameters."""
+  sample = config.sample.to_dict()
+  prompts = list(sample.pop("prompts"))
+  shape = codecs.latent_shape(
+    codec, sample.pop("num_frames"), *sample.pop("size")
+  )
+  draw = lambda tree: codecs.decode(
+    codec,
+    sample_latents(
+      model,
+      tree,
+      prompts,
+      [shape] * len(prompts),
+      capacity=packing.Capacity(**config.data.pack),
+      max_text=config.data.max_text,
+      **sample,
+    ),
+  )
+  return {"raw": draw(params), "ema": draw(ema)}
+
+
+def _picture(codec, patch_size, batch):
+  """The videos of a host's batch, decoded back."""
+  samples = sum(packing.unpack(batch, patch_size=patch_size), [])
+  return codecs.decode(codec, [s["mean"] for s in samples[:16]])

@@ -1,0 +1,186 @@
+"""The training loop, one for the autoencoder and the flow model.
+
+Do not reorder: pictures and checkpoints show the state before the update, and
+the data moves only after saving. So step k of the data is batch k of the run,
+whoever computes it and however often it was stopped.
+"""
+
+import functools
+import json
+import math
+import pathlib
+import time
+
+import jax
+
+from goku_jax import checkpoint, costs, job
+from goku_jax.data import video_io
+from goku_jax.parallel import batch as batches
+from goku_jax.parallel import mesh as meshes
+from goku_jax.parallel import rules
+from goku_jax.train import flow_task, vae_task
+from goku_jax.train.optimizer import make_optimizer
+from goku_jax.train.step import TrainState, init_state, train_step
+
+TASKS = {"flow": flow_task.make_task, "vae": vae_task.make_task}
+TREES = ("params", "ema", "opt_state", "step")
+
+
+def train(config, workdir) -> dict:
+  """Trains until `config.total_steps`, going on from the newest checkpoint."""
+  workdir = pathlib.Path(workdir)
+  mesh = meshes.make_mesh(**config.mesh)
+  task = TASKS[config.stage](config, mesh, workdir)
+  rng = jax.random.key(config.seed)
+  tx = make_optimizer(total_steps=config.total_steps, **config.optim)
+  with meshes.use(mesh):
+    state, placed = _init_or_restore(config, workdir, mesh, task, tx, rng)
+    step_fn = jax.jit(
+      functools.partial(
+        train_step, loss_fn=task.loss_fn, tx=tx, **config.update
+      ),
+      out_shardings=(placed, None),
+      donate_argnames="state",
+    )
+    rng = jax.device_put(rng)
+    first = int(state.step)
+    with (
+      job.preemption() as preempted,
+      checkpoint.Checkpointer(workdir / "checkpoints", keep=config.keep) as ckpt,
+      jax.transfer_guard("disallow"),
+    ):
+      state, metrics = _loop(
+        config, workdir, mesh, task, state, step_fn, rng, ckpt, preempted
+      )
+      ckpt.wait()
+  if config.total_steps > first and step_fn._cache_size() != 1:
+    raise RuntimeError(f"the step compiled {step_fn._cache_size()} times")
+  return {"step": config.total_steps, **metrics}
+
+
+def _init_or_restore(config, workdir, mesh, task, tx, rng):
+  """The state of the newest whole checkpoint, or the initial one."""
+  batch = batches.place(mesh, next(task.batches(0)))
+  init = lambda rng: init_state(task.init_params(rng, batch), tx)
+  shapes = jax.eval_shape(init, rng)
+  placed = rules.shardings(mesh, shapes)
+  abstract = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    placed,
+  )
+  found = checkpoint.restore(workdir / "checkpoints", _trees(abstract))
+  if not found:
+    return jax.jit(init, out_shardings=placed)(rng), placed
+  step, trees, _ = found
+  print(f"resumed from step {step} of {config.total_steps}", flush=True)
+  return TrainState(**trees), placed
+
+
+def _trees(state: TrainState) -> dict:
+  """The state as named trees: evaluation restores one of them alone."""
+  return {name: getattr(state, name) for name in TREES}
+
+
+def _loop(config, workdir, mesh, task, state, step_fn, rng, ckpt, preempted):
+  """Runs the remaining steps; returns the last state and metrics."""
+  with jax.transfer_guard("allow"):
+    first = int(state.step)
+  total = config.total_steps
+  if first >= total:
+    return state, _last_metrics(workdir)
+  data = task.batches(first)
+  with (
+    job.Writers(workdir, first) as writers,
+    job.Progress(total, first, config.stage) as progress,
+  ):
+    report = Reporter(config, writers, progress)
+    for step in range(first, total + 1):
+      is_last, is_new = step == total, step > first
+      stop = is_new and not is_last and preempted()
+      show = is_last or (is_new and step % config.show_every_steps == 0)
+      save = is_last or stop or (is_new and step % config.save_every_steps == 0)
+      if show or save:
+        report.flush()
+        with jax.transfer_guard("allow"):
+          if show:
+            _show(workdir, task, state, step, writers)
+          if save:
+            ckpt.save(step, _trees(state), {"step": step})
+      if stop:
+        ckpt.wait()
+        raise job.Preempted(f"saved at step {step}; run it again to go on")
+      if is_last:
+        return state, report.latest
+      local = next(data)
+      with jax.transfer_guard("allow"):
+        if step == 0:
+          sheet = workdir / "first_batch.png"
+          _save_sheet(sheet, {"first batch": task.picture(local)})
+        batch = batches.place(mesh, local)
+      state, metrics = step_fn(state, batch, rng)
+      report.add(step, metrics, *task.work(local))
+
+
+class Reporter:
+  """Writes each step's metrics one step late.
+
+  Fetching them waits for their step while the device works on the next one,
+  so at most two are in flight.
+  """
+
+  def __init__(self, config, writers, progress):
+    self.every, self.last = config.log_every_steps, config.total_steps - 1
+    self.writers, self.progress = writers, progress
+    self.peak, _ = costs.peak_flops()
+    self.latest, self.pending = {}, None
+    self.clock = time.perf_counter()
+
+  def add(self, step, metrics, flops, tokens):
+    """Takes a dispatched step and writes the one before."""
+    self.flush()
+    self.pending = (step, metrics, flops, tokens)
+
+  def flush(self):
+    """Waits for the step that is in flight and writes it."""
+    if self.pending is None:
+      return
+    (step, metrics, flops, tokens), self.pending = self.pending, None
+    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    if not math.isfinite(metrics["loss"]):
+      raise FloatingPointError(f"the loss of step {step} is {metrics['loss']}")
+    now = time.perf_counter()
+    seconds, self.clock = now - self.clock, now
+    hosts = jax.process_count()
+    metrics["tokens_per_second"] = tokens * hosts / seconds
+    metrics["mfu"] = costs.mfu(flops * hosts, seconds, self.peak)
+    self.progress.update(
+      step + 1,
+      loss=metrics["loss"],
+      tokens_per_second=metrics["tokens_per_second"],
+      mfu=metrics["mfu"],
+    )
+    self.latest = metrics
+    if step % self.every == 0 or step == self.last:
+      self.writers.write_scalars(step, metrics)
+
+
+def _last_metrics(workdir) -> dict:
+  """What the run that is already done ended with."""
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return {k: v for k, v in json.loads(lines[-1]).items() if k != "step"}
+
+
+def _show(workdir, task, state, step, writers):
+  """Pictures of raw and averaged parameters side by side."""
+  rows = task.show(state.params, state.ema)
+  path = workdir / "shown" / f"{step:08d}.png"
+  writers.write_image(step, "shown", _save_sheet(path, rows))
+
+
+def _save_sheet(path, rows: dict):
+  """A sheet with one row for each name; returns its pixels."""
+  path.parent.mkdir(exist_ok=True)
+  captions = [[name] * len(videos) for name, videos in rows.items()]
+  video_io.contact_sheet(list(rows.values()), captions, path)
+  return video_io.read_video(path)[0][0]

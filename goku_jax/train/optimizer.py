@@ -1,0 +1,45 @@
+"""AdamW with a warm-up and a clipped gradient norm."""
+
+import optax
+
+
+def make_schedule(
+  *, learning_rate: float, warmup_steps: int, schedule: str, total_steps: int
+):
+  """Learning rate by step: a linear rise, then `constant` or `cosine` to 0."""
+  rise = optax.linear_schedule(0.0, learning_rate, max(warmup_steps, 1))
+  rest = {
+    "constant": lambda: optax.constant_schedule(learning_rate),
+    "cosine": lambda: optax.cosine_decay_schedule(
+      learning_rate, max(total_steps - warmup_steps, 1)
+    ),
+  }[schedule]()
+  return optax.join_schedules([rise, rest], [warmup_steps])
+
+
+def make_optimizer(
+  *,
+  learning_rate: float,
+  warmup_steps: int,
+  schedule: str,
+  total_steps: int,
+  b1: float,
+  b2: float,
+  weight_decay: float,
+  clip_norm: float,
+) -> optax.GradientTransformation:
+  """The update rule. Paper.md section 10 has the defaults' grounds."""
+  return optax.chain(
+    optax.clip_by_global_norm(clip_norm),
+    optax.adamw(
+      make_schedule(
+        learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        schedule=schedule,
+        total_steps=total_steps,
+      ),
+      b1=b1,
+      b2=b2,
+      weight_decay=weight_decay,
+    ),
+  )

@@ -1,0 +1,19 @@
+"""What the loop must know of a model: its loss, its data, its pictures."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Task(NamedTuple):
+  """One of the two models and all that training it takes."""
+
+  init_params: Callable[[Any, dict], dict]  # (rng, batch) -> params
+  loss_fn: Callable  # see step.sum_over_micro_batches
+  batches: Callable[[int], Iterator[dict]]  # first step -> host's batches
+  work: Callable[[dict], tuple[float, int]]  # batch -> training FLOPs, tokens
+  # (params, ema) -> rows of videos uint8 [T, H, W, 3], by caption
+  show: Callable[[dict, dict], dict[str, list[np.ndarray]]]
+  # host's batch -> the videos in it, decoded back
+  picture: Callable[[dict], list[np.ndarray]]

@@ -1,0 +1,64 @@
+"""The autoencoder: clips and single images together."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from goku_jax.data import digits, pipeline
+from goku_jax.models import vae
+from goku_jax.sample.codec import to_uint8
+from goku_jax.train.task import Task
+from goku_jax.train.vae_loss import KINDS, vae_loss
+
+
+def make_task(config, mesh, workdir) -> Task:
+  """The autoencoder of a config."""
+  del mesh, workdir
+  model = vae.make_vae(**config.model)
+  raw = digits.Digits(seed=config.seed, **config.data.digits)
+  batches = functools.partial(
+    pipeline.vae_batches,
+    raw,
+    num_clips=config.data.num_clips,
+    num_images=config.data.num_images,
+    seed=config.seed,
+  )
+  shown = next(iter(batches(first_step=0, num_steps=1)))["video_BTHWC"][:4]
+  return Task(
+    init_params=lambda rng, batch: model.init(
+      rng, jnp.zeros(batch["video_BTHWC"].shape)
+    )["params"],
+    loss_fn=functools.partial(vae_loss, model=model, **config.loss),
+    batches=lambda first_step: batches(
+      first_step=first_step,
+      num_steps=config.total_steps - first_step,
+      host_index=jax.process_index(),
+      host_count=jax.process_count(),
+    ),
+    work=functools.partial(_work, model),
+    show=functools.partial(_show, model, shown),
+    picture=lambda batch: [v for k in KINDS for v in batch[f"{k}_BTHWC"]][:16],
+  )
+
+
+def _work(model, batch) -> tuple[float, int]:
+  """Training FLOPs of the convolutions, and latent positions."""
+  shapes = [batch[f"{kind}_BTHWC"].shape for kind in KINDS]
+  positions = sum(int(np.prod(model.latent_shape(s)[:-1])) for s in shapes)
+  return 3 * positions * model.config.flops_per_position, positions
+
+
+def _show(model, shown, params, ema):
+  """The same clips through raw and averaged parameters."""
+  video = jax.device_put(shown.astype(np.float32) / 127.5 - 1)
+  through = lambda tree: list(
+    to_uint8(jax.device_get(_reconstruct(model, tree, video)))
+  )
+  return {"real": list(shown), "raw": through(params), "ema": through(ema)}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reconstruct(model, params, video_BTHWC):
+  return model.apply({"params": params}, video_BTHWC)[0]

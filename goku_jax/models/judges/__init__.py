@@ -1,0 +1,1 @@
+"""Networks that judge what others generate; never trained on generated data."""

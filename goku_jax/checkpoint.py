@@ -22,18 +22,20 @@ import pathlib
 import shutil
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from goku_jax import __version__, manifest
-from goku_jax.trees import check_arrays, describe, flatten
+from goku_jax.trees import check_arrays, describe, flatten, read_tree
 from goku_jax.typing import UserError
 
 LAYOUT = 1
 
 
 class Checkpointer:
-  """Saves steps in the background; a failed save raises at the next call."""
+  """Saves steps in the background; a failed save raises at the next call.
+
+  A context manager, which waits for the last save on every way out.
+  """
 
   def __init__(self, folder, *, keep: int = 3):
     if keep < 1:
@@ -137,11 +139,9 @@ def whole_steps(folder) -> list[int]:
   steps = []
   for step in _steps(folder):
     path = pathlib.Path(folder) / str(step)
-    try:
+    with contextlib.suppress(manifest.BrokenError):
       manifest.check(path, manifest.read(path)["files"], digests=False)
-    except manifest.BrokenError:
-      continue
-    steps.append(step)
+      steps.append(step)
   return steps
 
 
@@ -164,25 +164,16 @@ def restore(folder, abstract: dict, step: int | None = None):
   if found is None:
     return None
   path, record = found
-  trees = {}
-  for name, tree in abstract.items():
+  for name, tree in abstract.items():  # all that is wrong, before any reading
     wanted = flatten(tree, name, is_abstract=True)
     check_arrays(path, name, record["trees"], wanted)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
-      arguments = {key: _restore_args(leaf) for key, leaf in wanted.items()}
-      arguments = ocp.args.PyTreeRestore(wanted, restore_args=arguments)
-      leaves = orbax.restore(path / name, args=arguments)
-    leaves = [leaves[key] for key in wanted]
-    trees[name] = jax.tree.unflatten(jax.tree.structure(tree), leaves)
+  trees = {name: read_tree(path, name, abstract[name]) for name in abstract}
   return record["step"], trees, record["position"]
 
 
 def _make_record(step, flat, position):
   if not isinstance(step, int) or step < 0:
     raise ValueError(f"step is {step!r}, not a whole number from 0")
-  for name in flat:
-    if not name.isidentifier():
-      raise ValueError(f"{name!r} names a tree: letters, digits and _ only")
   if json.loads(json.dumps(position, allow_nan=False)) != position:
     raise ValueError(f"the position {position!r} is changed by JSON")
   return {
@@ -263,10 +254,3 @@ def _find_whole(folder, names, step):
       raise UserError(f"{message}; whole steps: {others or 'none'}")
     logging.warning("%s: it was never finished", message)
   return None
-
-
-def _restore_args(leaf):
-  sharding = getattr(leaf, "sharding", None)
-  if sharding is None:
-    return ocp.RestoreArgs(restore_type=np.ndarray)
-  return ocp.ArrayRestoreArgs(sharding=sharding)

@@ -1,11 +1,12 @@
 """Trees of arrays as flat dicts, dotted path -> array (`block.qkv.kernel`).
 
 Every leaf is fit to be saved, and what was saved is held against what is
-wanted, so that an error can name the array.
+wanted before Orbax reads it, so that an error can name the array.
 """
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 from goku_jax.typing import UserError
 
@@ -16,6 +17,8 @@ def flatten(tree, name: str, *, is_abstract=False) -> dict:
   A leaf that Orbax cannot save must not reach it: after the failure the
   process would hang for five minutes at exit.
   """
+  if not name.isidentifier():  # it becomes a folder
+    raise ValueError(f"{name!r} names a tree: letters, digits and _ only")
   pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
   flat = {}
   for keys, leaf in pairs:
@@ -69,3 +72,21 @@ def check_arrays(path, name, saved, wanted):
           f"checkpoint {path}: {name}.{key} is saved with the {field} "
           f"{have[field]}, and {want[field]} is wanted"
         )
+
+
+def read_tree(path, name: str, abstract):
+  """The tree `name` of a step, in the structure and sharding of `abstract`."""
+  wanted = flatten(abstract, name, is_abstract=True)
+  arguments = {key: _restore_args(leaf) for key, leaf in wanted.items()}
+  arguments = ocp.args.PyTreeRestore(wanted, restore_args=arguments)
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+    flat = orbax.restore(path / name, args=arguments)
+  leaves = [flat[key] for key in wanted]
+  return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+
+def _restore_args(leaf):
+  sharding = getattr(leaf, "sharding", None)
+  if sharding is None:
+    return ocp.RestoreArgs(restore_type=np.ndarray)
+  return ocp.ArrayRestoreArgs(sharding=sharding)

@@ -225,18 +225,6 @@ def test_one_flipped_byte_in_any_file_is_found_and_named(steps, caplog):
   assert restore_with_log(steps, caplog)[0][0] == 30  # put back, it is whole
 
 
-def test_every_byte_of_the_manifest_counts(tmp_path):
-  manifest.write(tmp_path, {"position": {"a b": [1, 2.5, None, "é"]}})
-  path = tmp_path / "manifest.json"
-  data = path.read_bytes()
-  assert manifest.read(tmp_path)["position"] == {"a b": [1, 2.5, None, "é"]}
-  for place in range(len(data)):
-    for flipped in (data[place] ^ 0x01, data[place] ^ 0x29):
-      path.write_bytes(data[:place] + bytes([flipped]) + data[place + 1 :])
-      with pytest.raises(manifest.BrokenError, match=r"manifest\.json"):
-        manifest.read(tmp_path)
-
-
 @pytest.mark.parametrize("name", ["data", "manifest.json"])
 def test_a_file_cut_short_or_missing_sends_back_a_step(steps, caplog, name):
   if name == "data":
@@ -291,59 +279,11 @@ def test_a_newer_layout_is_refused(steps):
     checkpoint.restore(steps, abstract_of(make_trees()))
 
 
-def test_a_missing_tree_or_array_is_an_error_that_names_it(three_steps):
-  array = jax.ShapeDtypeStruct((8, 16), jnp.float32)
-  for wanted, message in (
-    ({"ema": {"w": array}}, "no tree 'ema'; it has params, opt"),
-    ({"params": {"w": array}}, "no array params.w"),
-    ({"count": {"array": {"x": array}}}, "no array count.array.x"),
-  ):
-    with pytest.raises(UserError, match=message):
-      checkpoint.restore(three_steps, wanted)
-
-
-def test_a_misshapen_or_unknown_array_is_an_error_that_names_it(three_steps):
+def test_another_model_is_an_error_and_never_a_fresh_start(three_steps):
   abstract = abstract_of(make_trees())
-  block = abstract["params"]["block"]
-  for wrong, message in (
-    (jax.ShapeDtypeStruct((8, 17), "float32"), r"shape \[8, 16\].*\[8, 17\]"),
-    (jax.ShapeDtypeStruct((8, 16), "bfloat16"), "dtype float32.*bfloat16"),
-  ):
-    block["kernel"] = wrong
-    with pytest.raises(UserError, match=r"params\.block\.kernel .*" + message):
-      checkpoint.restore(three_steps, abstract)
-  del block["kernel"]
-  with pytest.raises(UserError, match=r"array params\.block\.kernel, which"):
+  abstract["params"]["block"]["kernel"] = jax.ShapeDtypeStruct((8, 17), "f4")
+  with pytest.raises(UserError, match=r"params\.block\.kernel .*\[8, 17\]"):
     checkpoint.restore(three_steps, abstract)
-
-
-def donated():
-  array = jnp.ones(3)
-  array.delete()
-  return array
-
-
-@pytest.mark.parametrize(
-  ("leaf", "message"),
-  [
-    ("text", "is a str"),
-    (1.5, "is a float"),
-    (np.array(["a"]), "dtype <U1"),
-    (np.array([None]), "dtype object"),
-    (jax.random.key(0), "dtype key"),
-    (jnp.ones((0, 4)), "no elements"),
-    (donated(), "was donated"),
-  ],
-)
-def test_a_leaf_that_cannot_be_saved_is_named_before_orbax(
-  tmp_path, leaf, message
-):
-  with (
-    checkpoint.Checkpointer(tmp_path) as checkpointer,
-    pytest.raises(ValueError, match=rf"params\.a\.0 .*{message}"),
-  ):
-    checkpointer.save(1, {"params": {"a": [leaf]}}, {})
-  assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -351,6 +291,7 @@ def test_a_leaf_that_cannot_be_saved_is_named_before_orbax(
   [
     (-1, {"a": np.ones(1)}, {}),
     (1, {"a": {}}, {}),
+    (1, {"a": "text"}, {}),
     (1, {"../a": np.ones(1)}, {}),
     (1, {"a": {"b.c": np.ones(1), "b": {"c": np.ones(1)}}}, {}),
     (1, {"a": np.ones(1)}, {"x": float("nan")}),
@@ -360,7 +301,7 @@ def test_a_leaf_that_cannot_be_saved_is_named_before_orbax(
 def test_what_would_not_come_back_is_not_saved(tmp_path, step, trees, position):
   with (
     checkpoint.Checkpointer(tmp_path) as checkpointer,
-    pytest.raises(ValueError, match=r"step|names|no arrays|path|position|JSON"),
+    pytest.raises(ValueError, match=r"step|names|array|path|JSON"),
   ):
     checkpointer.save(step, trees, position)
   assert list(tmp_path.iterdir()) == []

@@ -322,8 +322,8 @@ least-squares slope of the centroid, without a network. A video in which no
 single bright object can be made out in {100 * _MIN_FRAMES:.0f} % of the frames
 is not readable, and counts as wrong. Real clips of held-out glyphs are the
 ceiling: what they miss, the judge misses. What they lose through the VAE, the
-flow model can hardly win back. The untrained model is the floor. A model that drew
-perfect digits but ignored the prompt would score about 10 % and 14 %.
+flow model can hardly win back. The untrained model is the floor. A model that
+drew perfect digits but ignored the prompt would score about 10 % and 14 %.
 """
 
 

@@ -16,6 +16,7 @@ import fractions
 import functools
 import operator
 import pathlib
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -212,7 +213,7 @@ class Digits:
     size_NC[:, 3] = _caption_bytes()[label["digit"], label["direction"], says]
     return size_NC
 
-  def __getitem__(self, index: int) -> dict:
+  def __getitem__(self, index: SupportsIndex) -> dict:
     """Sample `index`: `video` [T, H, W, 3], `caption` and what it shows."""
     index = operator.index(index)
     if not 0 <= index < len(self):

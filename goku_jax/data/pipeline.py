@@ -1,0 +1,141 @@
+"""Batches of every step, read ahead by Grain, each host its own share.
+
+Which samples a step holds is a function of the seed and the step; a host reads
+a contiguous share of it. So the only position of the data is the step, and
+`next` on what these functions return gives host-local batches (`schema.py`)
+of steps first_step, first_step + 1, ...
+"""
+
+import functools
+
+import grain
+import numpy as np
+
+from goku_jax.data import hashing, packing, tokenize
+from goku_jax.typing import UserError
+
+KINDS = ("video", "image")
+
+
+def flow_batches(
+  source,
+  planner: packing.Planner,
+  *,
+  patch_size,
+  first_step: int,
+  num_steps: int,
+  host_index: int = 0,
+  host_count: int = 1,
+  threads: int = 2,
+):
+  """Iterator of packed batches of a source of latents (`sources.py`)."""
+  if len(source) != len(planner.sizes):
+    raise ValueError(
+      f"the plan is of {len(planner.sizes)} samples, the source has "
+      f"{len(source)}"
+    )
+  own = _share("num_packs", planner.num_packs, host_index, host_count)
+
+  def read_pack(members):
+    samples = []
+    for index, visit in members:
+      sample = source[index]
+      ids = _cut(sample["text_ids"], int(planner.sizes[index, 1]))
+      samples.append({**sample, "text_ids": ids, "visit": visit})
+    return packing.pack(samples, planner.capacity, patch_size=patch_size)
+
+  def read_step(step):
+    packs = [read_pack(members) for members in planner.step(step)[own]]
+    return {name: np.concatenate([p[name] for p in packs]) for name in packs[0]}
+
+  return _read_ahead(read_step, first_step, num_steps, threads)
+
+
+def vae_batches(
+  raw,
+  *,
+  num_clips: int,
+  num_images: int,
+  seed: int,
+  first_step: int,
+  num_steps: int,
+  host_index: int = 0,
+  host_count: int = 1,
+  threads: int = 2,
+):
+  """Iterator of batches of clips and images of a raw source.
+
+  Clips and images come each in epochs of their own, every one once an epoch.
+  """
+  counts = {"video": num_clips, "image": num_images}
+  frames = raw.sizes()[:, 0]
+  members = {
+    "video": np.flatnonzero(frames > 1),
+    "image": np.flatnonzero(frames == 1),
+  }
+  for kind, count in counts.items():
+    if count and not len(members[kind]):
+      raise UserError(
+        f"0 batches: {count} of kind {kind} a step and the source has none"
+      )
+  if not any(counts.values()):
+    raise UserError("0 batches: num_clips and num_images are both 0")
+  own = {
+    "video": _share("num_clips", num_clips, host_index, host_count),
+    "image": _share("num_images", num_images, host_index, host_count),
+  }
+
+  @functools.lru_cache(maxsize=4)
+  def order(kind, epoch):
+    n = len(members[kind])
+    return members[kind][hashing.permutation(n, seed, KINDS.index(kind), epoch)]
+
+  def read_step(step):
+    batch = {}
+    for kind, count in counts.items():
+      places = range(step * count, (step + 1) * count)[own[kind]]
+      visits, rows = divmod(np.array(places, int), max(1, len(members[kind])))
+      index = [
+        order(kind, int(visit))[row]
+        for visit, row in zip(visits, rows, strict=True)
+      ]
+      videos = [raw[int(i)]["video"] for i in index]
+      batch[f"{kind}_BTHWC"] = np.array(videos, np.uint8)
+      batch[f"{kind}_index_B"] = np.array(index, np.int32)
+      batch[f"{kind}_visit_B"] = visits.astype(np.int32)
+    for kind, count in counts.items():
+      if not count:  # none, but of the shape that a step expects
+        other = batch[f"{KINDS[1 - KINDS.index(kind)]}_BTHWC"]
+        batch[f"{kind}_BTHWC"] = other[:0, :1]
+    return batch
+
+  return _read_ahead(read_step, first_step, num_steps, threads)
+
+
+def _share(name, count, host_index, host_count) -> slice:
+  """The part of `count` rows that belongs to a host."""
+  if count % host_count:
+    raise UserError(
+      f"{name}={count} does not divide among {host_count} hosts: set a multiple"
+    )
+  each = count // host_count
+  return slice(host_index * each, (host_index + 1) * each)
+
+
+def _cut(text_ids, length):
+  """A caption no longer than planned, that still ends."""
+  if len(text_ids) <= length:
+    return text_ids
+  return np.append(text_ids[: length - 1], np.int32(tokenize.EOS))
+
+
+def _read_ahead(read_step, first_step, num_steps, threads):
+  if num_steps < 1:
+    raise UserError(
+      f"0 batches: num_steps={num_steps} from first_step={first_step}"
+    )
+  steps = grain.MapDataset.range(first_step, first_step + num_steps)
+  options = grain.ReadOptions(
+    num_threads=threads, prefetch_buffer_size=2 * threads
+  )
+  return iter(steps.map(read_step).to_iter_dataset(options))

@@ -1,0 +1,259 @@
+"""What the flow model is trained on: sources of latents with captions.
+
+A source has `len`, `sizes(patch_size, max_text)`, the tokens and text tokens of
+every sample as the planner wants them, and random access to samples
+
+  mean, logvar   float32 [T, H, W, C], each channel of `mean` of unit variance
+  text_ids       int32 [n], the whole caption and EOS
+  class, index   int
+
+`Pixels` takes a raw source (uint8 video and caption; `sizes()` int [n, 4] of
+frames, height, width and caption bytes). `Latents` reads a folder that
+`write_shards` wrote:
+
+  shard-00000.array_record ...   one record a sample, safetensors of `mean`
+                  and `logvar` as the autoencoder gave them, `caption` (UTF-8)
+                  and whatever numbers came along (`digit`, ...)
+  index.npz       `sizes` int64 [n, 4]: t, h, w of the latents, caption bytes
+  manifest.json   written last: a folder without it is not whole
+"""
+
+import concurrent.futures
+import contextlib
+import functools
+import hashlib
+import itertools
+import json
+import operator
+import os
+import pathlib
+from typing import SupportsIndex
+
+import numpy as np
+import safetensors.numpy
+from array_record.python import array_record_module
+from grain.sources import ArrayRecordDataSource
+
+from goku_jax.data import schema, tokenize
+from goku_jax.typing import UserError
+
+LAYOUT = 1
+MANIFEST, INDEX = "manifest.json", "index.npz"
+
+
+class Pixels:
+  """A raw source as latents of its own: three channels in [-1, 1]."""
+
+  def __init__(self, raw):
+    self.raw = raw
+
+  def __len__(self) -> int:
+    return len(self.raw)
+
+  def sizes(self, patch_size, max_text: int) -> np.ndarray:
+    """Tokens and text tokens of every sample, int [n, 2]."""
+    return _token_sizes(self.raw.sizes(), patch_size, max_text)
+
+  def __getitem__(self, index: SupportsIndex) -> dict:
+    """A sample whose posterior is certain."""
+    sample = self.raw[index]
+    mean = sample["video"].astype(np.float32) / 127.5 - 1
+    return {
+      "mean": mean,
+      "logvar": np.full_like(mean, schema.NO_LOGVAR),
+      "text_ids": tokenize.encode(sample["caption"]),
+      "class": int(sample.get("digit", 0)),
+      "index": operator.index(index),
+    }
+
+
+class Latents:
+  """The latents of a prepared folder, brought to unit variance.
+
+  Args:
+    path: the folder.
+    verify: whether to compare all shards with their digests first.
+  """
+
+  def __init__(self, path, *, verify: bool = True):
+    folder = pathlib.Path(path)
+    self.manifest = _read_manifest(folder)
+    if verify:
+      check_digests(folder, self.manifest)
+    stats = (self.manifest[k] for k in ("latent_mean", "latent_std"))
+    self._mean, self._std = (np.array(x, np.float32) for x in stats)
+    with np.load(folder / INDEX) as file:
+      self._sizes = file["sizes"]
+    names = [shard["name"] for shard in self.manifest["shards"]]
+    self._records = ArrayRecordDataSource([str(folder / n) for n in names])
+
+  def __len__(self) -> int:
+    return len(self._sizes)
+
+  def sizes(self, patch_size, max_text: int) -> np.ndarray:
+    """Tokens and text tokens of every sample, int [n, 2]."""
+    return _token_sizes(self._sizes, patch_size, max_text)
+
+  def __getitem__(self, index: SupportsIndex) -> dict:
+    """A sample with its posterior in units of the latents' deviation."""
+    index = operator.index(index)
+    record = safetensors.numpy.load(self._records[index])
+    mean, logvar = (record[k].astype(np.float32) for k in ("mean", "logvar"))
+    caption = record["caption"].tobytes().decode()
+    return {
+      "mean": (mean - self._mean) / self._std,
+      "logvar": logvar - 2 * np.log(self._std),
+      "text_ids": tokenize.encode(caption),
+      "class": int(record.get("digit", 0)),
+      "index": index,
+    }
+
+
+def write_shards(
+  folder, records, *, records_per_shard: int, about: dict | None = None
+) -> dict:
+  """Writes latents in shards; returns the manifest.
+
+  The same records give the same bytes.
+
+  Args:
+    folder: made if missing; a manifest in it is removed first.
+    records: an iterator of dicts: `mean` and `logvar` [t, h, w, c], `caption`
+      (str), and numbers or arrays of numbers under other names.
+    records_per_shard: how many before the next shard is begun.
+    about: more entries for the manifest.
+  """
+  folder = pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / MANIFEST).unlink(missing_ok=True)
+  for stale in folder.glob("shard-*.array_record"):
+    stale.unlink()
+  moments, sizes, shards = Moments(), [], []
+  records = iter(records)
+  for first in records:
+    rest = itertools.islice(records, records_per_shard - 1)
+    name = f"shard-{len(shards):05d}.array_record"
+    before = len(sizes)
+    with contextlib.closing(_open_writer(folder / name)) as writer:
+      for record in itertools.chain([first], rest):
+        sizes.append(_write_record(writer, record, moments, len(sizes)))
+    digest = _digest(folder / name)
+    count = len(sizes) - before
+    shards.append({"name": name, "records": count, "digest": digest})
+  if not sizes:
+    raise UserError("0 records: there is nothing to write")
+  np.savez(folder / INDEX, sizes=np.array(sizes, np.int64))
+  manifest = {
+    "layout": LAYOUT,
+    "records": len(sizes),
+    "shards": shards,
+    "index": {"name": INDEX, "digest": _digest(folder / INDEX)},
+    "latent_mean": moments.mean.tolist(),
+    "latent_std": moments.std.tolist(),
+    **(about or {}),
+  }
+  text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
+  temporary = folder / f"{MANIFEST}.tmp"
+  temporary.write_text(text)
+  os.replace(temporary, folder / MANIFEST)
+  return manifest
+
+
+class Moments:
+  """Mean and deviation, by channel, of latents drawn from their posteriors."""
+
+  def __init__(self):
+    self._count, self._sums = 0, np.zeros((2, 1))
+
+  def add(self, mean: np.ndarray, logvar: np.ndarray):
+    """Counts every position of a sample."""
+    axes = tuple(range(mean.ndim - 1))
+    mean, logvar = mean.astype(np.float64), logvar.astype(np.float64)
+    # Var x = Var E[x|z] + E Var[x|z]: what training draws has unit variance.
+    square = np.square(mean) + np.exp(logvar)
+    self._sums = self._sums + np.stack([mean.sum(axes), square.sum(axes)])
+    self._count += mean[..., 0].size
+
+  @property
+  def mean(self) -> np.ndarray:
+    """Mean of each channel."""
+    return self._sums[0] / self._count
+
+  @property
+  def std(self) -> np.ndarray:
+    """Deviation of each channel; a dead one stays finite."""
+    variance = self._sums[1] / self._count - np.square(self.mean)
+    return np.sqrt(np.maximum(variance, 1e-12))
+
+
+def check_digests(folder, manifest: dict):
+  """Raises `UserError` naming the first file that is not as it was written."""
+  files = [manifest["index"], *manifest["shards"]]
+  paths = [pathlib.Path(folder) / file["name"] for file in files]
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    for path, file, found in zip(
+      paths, files, pool.map(_digest, paths), strict=True
+    ):
+      if found != file["digest"]:
+        what = "is missing" if found is None else "differs from its digest"
+        raise UserError(f"{path} {what}: run prepare again, into a new folder")
+
+
+def _read_manifest(folder):
+  path = folder / MANIFEST
+  again = "run prepare again, into a new folder"
+  try:
+    manifest = json.loads(path.read_text())
+  except FileNotFoundError as error:
+    raise UserError(
+      f"{folder} has no {MANIFEST}: it is not a folder that prepare finished"
+    ) from error
+  except ValueError as error:
+    raise UserError(f"{path} is not valid JSON: {again}") from error
+  if manifest.get("layout") != LAYOUT:
+    raise UserError(
+      f"{path} has layout {manifest.get('layout')} and this version reads "
+      f"{LAYOUT}: {again}"
+    )
+  return manifest
+
+
+def _open_writer(path):
+  # group_size:1, as Grain asks, for reads one record at a time.
+  return array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+
+
+def _write_record(writer, record, moments, number) -> tuple[int, ...]:
+  """Writes a record; returns its row of the index."""
+  mean, logvar = record["mean"], record["logvar"]
+  if not (np.isfinite(mean).all() and np.isfinite(logvar).all()):
+    raise ValueError(f"record {number} has latents that are not finite")
+  moments.add(mean, logvar)
+  caption = record["caption"].encode()
+  arrays = {**record, "caption": np.frombuffer(caption, np.uint8)}
+  # safetensors writes memory as it lies, so strides must be those of C.
+  arrays = {k: np.asarray(v, order="C") for k, v in arrays.items()}
+  writer.write(safetensors.numpy.save(arrays))
+  return (*mean.shape[:3], len(caption))
+
+
+def _digest(path) -> str | None:
+  try:
+    with open(path, "rb") as file:
+      return hashlib.file_digest(file, "sha256").hexdigest()
+  except FileNotFoundError:
+    return None
+
+
+def _token_sizes(sizes_n4, patch_size, max_text) -> np.ndarray:
+  odd = np.flatnonzero((sizes_n4[:, :3] % np.array(patch_size)).any(axis=1))
+  if len(odd):
+    shape = "x".join(map(str, sizes_n4[odd[0], :3]))
+    raise UserError(
+      f"sample {odd[0]} of {shape} frames, height and width does not divide "
+      f"into patches of {'x'.join(map(str, patch_size))}: set patch_size"
+    )
+  patch_volume = functools.reduce(operator.mul, patch_size)
+  tokens = sizes_n4[:, :3].prod(axis=1) // patch_volume
+  text = np.minimum(sizes_n4[:, 3] + 1, max_text)
+  return np.stack([tokens, text], axis=1)

@@ -1,7 +1,7 @@
 """Random numbers that are a function of names, in any order of asking.
 
 numpy's generators promise no stream across versions, and a generator for each
-sample costs 15 microseconds. These are splitmix64 (Steele, Lea, Flood 2014)
+sample costs ten microseconds. These are splitmix64 (Steele, Lea, Flood 2014)
 over whole arrays of indices: the same numbers on every machine, for ever.
 """
 

@@ -40,7 +40,7 @@ def deal(sizes: np.ndarray, capacity: Capacity) -> list[list[int]]:
   to first-fit decreasing this mixes clips and images in each pack, so a pack
   runs out of tokens before it runs out of text or segments, and packs are of
   even length; measured on the digits and on a mix of 20 image shapes with clips
-  of 17 to 97 frames, it needs fewer packs than first or best fit.
+  of 17 to 97 frames, it needs as few packs as first or best fit, or fewer.
   """
   order = np.lexsort((-sizes[:, 1], -sizes[:, 0]))
   sorted_sizes = sizes[order]

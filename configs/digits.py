@@ -45,7 +45,8 @@ def training(config, *, total_steps, learning_rate, every_steps, schedule):
     weight_decay=0.0,
     clip_norm=1.0,
   )
-  config.update = dict(ema_decay=0.999, micro_batches=1)
+  config.ema_decay = 0.999
+  config.micro_batches = 1  # parts of a batch, one after the other
   config.mesh = dict(replica=1, fsdp=-1)  # -1: all remaining devices
   config.keep = 2  # checkpoints
   config.log_every_steps = 1
@@ -59,10 +60,10 @@ def canvas(debug):
 
 
 def vae(config, debug):
-  """The autoencoder: 8x8x4, 16 channels, as the paper's (section 2.1)."""
+  """The autoencoder: 4x4x4 and 8 channels, for a canvas of 32 pixels."""
   training(
     config,
-    total_steps=20 if debug else 2000,
+    total_steps=20 if debug else 2500,
     learning_rate=2e-3,
     every_steps=5 if debug else 250,
     schedule="cosine",
@@ -102,15 +103,15 @@ def flow(config, debug):
     text=dict(width=32 if debug else 64, depth=1, num_heads=2),
     dtype="float32",
   )
-  if debug:
-    config.model.patch_size = (1, 4, 4)
+  # Patches of 16x16 pixels of the canvas, as Goku's (8x8 VAE, 2x2 patch).
+  config.model.patch_size = (1, 4, 4)
   config.data = dict(
     path=config_dict.placeholder(str),  # latents by prepare; pixels without
     digits=canvas(debug) | dict(num_samples=4096),  # of the pixels
-    max_text=64,  # longest caption, in bytes and its end
+    max_text=32,  # longest caption, in tokens of up to four bytes
     pack=dict(
-      tokens=96,
-      text=192,
+      tokens=80,
+      text=80,
       segments=8,
     ),
     num_packs=8 if debug else 16,  # a step, over all devices

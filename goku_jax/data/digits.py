@@ -20,7 +20,7 @@ from typing import SupportsIndex
 
 import numpy as np
 
-from goku_jax.data import hashing
+from goku_jax.data import hashing, tokenize
 from goku_jax.typing import UserError
 
 DIRECTIONS = (
@@ -205,12 +205,12 @@ class Digits:
     }
 
   def sizes(self) -> np.ndarray:
-    """Frames, height, width and caption bytes of every sample, int [N, 4]."""
+    """Frames, height, width and text tokens of every sample, int [N, 4]."""
     label = self.labels(np.arange(len(self)))
     says = np.where(label["says_speed"], 1 + (label["speed"] == SPEEDS[1]), 0)
     size_NC = np.full((len(self), 4), self.canvas, np.int64)
     size_NC[:, 0] = np.where(label["direction"] < 0, 1, self.num_frames)
-    size_NC[:, 3] = _caption_bytes()[label["digit"], label["direction"], says]
+    size_NC[:, 3] = _caption_tokens()[label["digit"], label["direction"], says]
     return size_NC
 
   def __getitem__(self, index: SupportsIndex) -> dict:
@@ -240,13 +240,16 @@ class Digits:
 
 
 @functools.cache
-def _caption_bytes() -> np.ndarray:
-  """Length of each prompt: digit, direction (-1 last), no speed or which."""
+def _caption_tokens() -> np.ndarray:
+  """Tokens of each prompt: digit, direction (-1 last), no speed or which."""
   spoken = (None, *SPEEDS)
   directions = (*range(len(DIRECTIONS)), -1)
   return np.array(
     [
-      [[len(prompt(d, k, speed)) for speed in spoken] for k in directions]
+      [
+        [len(tokenize.encode(prompt(d, k, speed))) for speed in spoken]
+        for k in directions
+      ]
       for d in range(10)
     ]
   )

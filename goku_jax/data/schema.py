@@ -25,7 +25,7 @@ FLOW = {
   "segment_ids_BL": np.int32,
   # (t, h, w) of the token on its own sample's grid.
   "positions_BL3": np.int32,
-  # Byte tokens of the captions (tokenize.py).
+  # Pieces of the captions (tokenize.py).
   "text_ids_BS": np.int32,
   # 1..G, PADDING, or EMPTY_CAPTION: one [EOS] in every pack, to which segments
   # whose caption is dropped attend instead of their own.

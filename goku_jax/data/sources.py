@@ -8,13 +8,13 @@ every sample as the planner wants them, and random access to samples
   class, index   int
 
 `Pixels` takes a raw source (uint8 video and caption; `sizes()` int [n, 4] of
-frames, height, width and caption bytes). `Latents` reads a folder that
+frames, height, width and text tokens). `Latents` reads a folder that
 `write_shards` wrote:
 
   shard-00000.array_record ...   one record a sample, safetensors of `mean`
                   and `logvar` as the autoencoder gave them, `caption` (UTF-8)
                   and whatever numbers came along (`digit`, ...)
-  index.npz       `sizes` int64 [n, 4]: t, h, w of the latents, caption bytes
+  index.npz       `sizes` int64 [n, 4]: t, h, w of the latents, text tokens
   manifest.json   written last: a folder without it is not whole
 """
 
@@ -234,7 +234,7 @@ def _write_record(writer, record, moments, number) -> tuple[int, ...]:
   # safetensors writes memory as it lies, so strides must be those of C.
   arrays = {k: np.asarray(v, order="C") for k, v in arrays.items()}
   writer.write(safetensors.numpy.save(arrays))
-  return (*mean.shape[:3], len(caption))
+  return (*mean.shape[:3], len(tokenize.encode(record["caption"])))
 
 
 def _digest(path) -> str | None:
@@ -255,5 +255,5 @@ def _token_sizes(sizes_n4, patch_size, max_text) -> np.ndarray:
     )
   patch_volume = functools.reduce(operator.mul, patch_size)
   tokens = sizes_n4[:, :3].prod(axis=1) // patch_volume
-  text = np.minimum(sizes_n4[:, 3] + 1, max_text)
+  text = np.minimum(sizes_n4[:, 3], max_text)
   return np.stack([tokens, text], axis=1)

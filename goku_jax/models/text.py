@@ -1,4 +1,4 @@
-"""A small text encoder over bytes, trained with the flow model.
+"""A small text encoder over pieces of four bytes, trained with the flow model.
 
 It fills the place of a frozen T5: token ids in, one embedding a token out.
 Captions are packed as samples are; a caption sees nothing but itself.
@@ -23,12 +23,16 @@ class TextConfig:
   width: int = 128
   depth: int = 2
   num_heads: int = 4
-  vocabulary: int = 257  # bytes and the end of text
+  piece: int = 4  # bytes in a token
   dtype: Any = jnp.float32
 
 
 class ByteEncoder(nn.Module):
-  """One embedding for each byte of every caption in a pack."""
+  """One embedding for each piece of every caption in a pack.
+
+  A token id is a piece's bytes as one number; each byte has an embedding for
+  its place in the piece, and a piece is their sum.
+  """
 
   config: TextConfig
   attention_fn: Any = attention.segment_attention
@@ -42,12 +46,14 @@ class ByteEncoder(nn.Module):
   ) -> Float[Array, "B S E"]:
     """Padding (segment 0) comes back as whatever the norms make of it."""
     cfg = self.config
+    place = jnp.arange(cfg.piece)
+    byte_BSp = (text_ids_BS[..., None] >> (8 * place)) & 255
     x_BSE = nn.Embed(
-      cfg.vocabulary,
+      256 * cfg.piece,
       cfg.width,
-      embedding_init=nn.initializers.normal(1.0),
+      embedding_init=nn.initializers.normal(cfg.piece**-0.5),
       name="bytes",
-    )(text_ids_BS)
+    )(byte_BSp + 256 * place).sum(-2)
     x_BSE += layers.timestep_features(text_positions_BS / 1000.0, cfg.width)
     ids = text_segment_ids_BS
     for i in range(cfg.depth):

@@ -2,8 +2,8 @@
 
 An image is a clip of one frame, through the same weights. The first frame
 stands alone: it is repeated until it fills a patch in time, so the first
-latent depends on it only. Patches are cut first and all convolutions run on
-their grid, which suits small canvases.
+latent depends on it only. Patches are cut first, by one linear layer, and all
+convolutions run on their grid, which suits small canvases.
 
 Pixels are in [-1, 1]; `latent_mean` and `latent_std`, measured by `prepare`,
 travel with the weights and bring latents to unit variance.
@@ -13,6 +13,7 @@ the word before them names).
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import einops
@@ -36,10 +37,19 @@ class VAEConfig:
   stride: tuple[int, int, int] = (4, 4, 4)  # frames, height, width
   dtype: Any = jnp.float32
 
+  @property
+  def flops_per_position(self) -> int:
+    """Forward, at one latent position."""
+    patch = math.prod(self.stride) * self.channels
+    blocks = self.encoder_blocks + self.decoder_blocks
+    latent = 3 * self.latent_channels  # mean and log-variance, and back in
+    convolved = 27 * (latent + 2 * blocks * self.width)
+    return 2 * self.width * (2 * patch + convolved)
+
 
 VARIANTS = {  # for CPUs and small canvases
   "digits": dict(
-    width=96, encoder_blocks=2, decoder_blocks=3, latent_channels=8
+    width=64, encoder_blocks=2, decoder_blocks=3, latent_channels=8
   ),
   "debug": dict(
     width=16, encoder_blocks=1, decoder_blocks=1, latent_channels=4
@@ -66,7 +76,7 @@ class Encoder(nn.Module):
       h=h,
       w=w,
     )
-    x = CausalConv(cfg.width, dtype=cfg.dtype, name="conv_in")(x)
+    x = nn.Dense(cfg.width, dtype=cfg.dtype, name="patch_in")(x)
     for i in range(cfg.encoder_blocks):
       x = ResBlock(cfg.dtype, name=f"block_{i}")(x)
     x = nn.silu(FrameNorm(name="norm_out")(x))
@@ -89,7 +99,7 @@ class Decoder(nn.Module):
       x = ResBlock(cfg.dtype, name=f"block_{i}")(x)
     x = nn.silu(FrameNorm(name="norm_out")(x))
     patch = t * h * w * cfg.channels
-    x = CausalConv(patch, dtype=cfg.dtype, name="conv_out")(x)
+    x = nn.Dense(patch, dtype=cfg.dtype, name="patch_out")(x)
     video_BTHWC = einops.rearrange(
       x.astype(jnp.float32),
       "B T H W (t h w C) -> B (T t) (H h) (W w) C",

@@ -40,7 +40,9 @@ def flow_loss(
   index_BL = jnp.maximum(batch["segment_ids_BL"] - 1, 0)
   t_BL1 = jnp.take_along_axis(t_BG, index_BL, axis=1)[..., None]
   x_BLP = path.interpolate(data_BLP, noise_BLP, t_BL1)
-  predicted_BLP = model.apply({"params": params}, x_BLP, t_BG, batch, dropped_BG)
+  predicted_BLP = model.apply(
+    {"params": params}, x_BLP, t_BG, batch, dropped_BG
+  )
   loss_BG = loss.mean_square_by_segment(
     predicted_BLP - path.velocity(data_BLP, noise_BLP),
     batch["segment_ids_BL"],

@@ -5,14 +5,14 @@ import pathlib
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from goku_jax import costs
 from goku_jax.data import digits, packing, pipeline, sources
-from goku_jax.models import attention, goku
+from goku_jax.models import attention
 from goku_jax.parallel.attention import shard_attention
 from goku_jax.sample import codec as codecs
+from goku_jax.sample.restore import init_params, make_model
 from goku_jax.sample.sampler import sample_latents
 from goku_jax.train.flow_loss import flow_loss
 from goku_jax.train.task import Task
@@ -29,11 +29,8 @@ def make_task(config, mesh, workdir) -> Task:
   else:
     source = sources.Pixels(digits.Digits(seed=config.seed, **data.digits))
   codec = codecs.load_codec(data.path or workdir)
-  sizes_of_model = config.model.to_dict() | {"latent_channels": codec.channels}
-  model = goku.make_goku(
-    **sizes_of_model,
-    attention_fn=shard_attention(attention.segment_attention, mesh),
-  )
+  attention_fn = shard_attention(attention.segment_attention, mesh)
+  model = make_model(config, codec, attention_fn=attention_fn)
   patch_size = tuple(model.config.patch_size)
   planner = packing.Planner(
     source.sizes(patch_size, data.max_text),
@@ -43,7 +40,7 @@ def make_task(config, mesh, workdir) -> Task:
     seed=config.seed,
   )
   return Task(
-    init_params=functools.partial(_init_params, model),
+    init_params=functools.partial(init_params, model),
     loss_fn=functools.partial(flow_loss, model=model, **config.loss),
     batches=lambda first_step: pipeline.flow_batches(
       source,
@@ -55,22 +52,9 @@ def make_task(config, mesh, workdir) -> Task:
       host_count=jax.process_count(),
     ),
     work=functools.partial(_work, model.config),
-    show=functools.partial(
-      _show, goku.make_goku(**sizes_of_model), codec, config
-    ),
+    show=functools.partial(_show, make_model(config, codec), codec, config),
     picture=functools.partial(_picture, codec, patch_size),
   )
-
-
-def _init_params(model, rng, batch):
-  dropped_BG = jnp.zeros(batch["visit_BG"].shape, bool)
-  return model.init(
-    rng,
-    batch["tokens_BLP"],
-    jnp.zeros(dropped_BG.shape),
-    batch,
-    dropped_BG,
-  )["params"]
 
 
 def _work(cfg, batch) -> tuple[float, int]:
@@ -116,5 +100,6 @@ def _show(model, codec, config, params, ema):
 
 def _picture(codec, patch_size, batch):
   """The videos of a host's batch, decoded back."""
-  samples = sum(packing.unpack(batch, patch_size=patch_size), [])
+  packs = packing.unpack(batch, patch_size=patch_size)
+  samples = [sample for pack in packs for sample in pack]
   return codecs.decode(codec, [s["mean"] for s in samples[:16]])

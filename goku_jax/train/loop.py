@@ -37,7 +37,11 @@ def train(config, workdir) -> dict:
     state, placed = _init_or_restore(config, workdir, mesh, task, tx, rng)
     step_fn = jax.jit(
       functools.partial(
-        train_step, loss_fn=task.loss_fn, tx=tx, **config.update
+        train_step,
+        loss_fn=task.loss_fn,
+        tx=tx,
+        ema_decay=config.ema_decay,
+        micro_batches=config.micro_batches,
       ),
       out_shardings=(placed, None),
       donate_argnames="state",
@@ -46,8 +50,9 @@ def train(config, workdir) -> dict:
     first = int(state.step)
     with (
       job.preemption() as preempted,
-      checkpoint.Checkpointer(workdir / "checkpoints", keep=config.keep) as ckpt,
-      jax.transfer_guard("disallow"),
+      checkpoint.Checkpointer(
+        workdir / "checkpoints", keep=config.keep
+      ) as ckpt,
     ):
       state, metrics = _loop(
         config, workdir, mesh, task, state, step_fn, rng, ckpt, preempted
@@ -84,8 +89,7 @@ def _trees(state: TrainState) -> dict:
 
 def _loop(config, workdir, mesh, task, state, step_fn, rng, ckpt, preempted):
   """Runs the remaining steps; returns the last state and metrics."""
-  with jax.transfer_guard("allow"):
-    first = int(state.step)
+  first = int(state.step)
   total = config.total_steps
   if first >= total:
     return state, _last_metrics(workdir)
@@ -102,23 +106,22 @@ def _loop(config, workdir, mesh, task, state, step_fn, rng, ckpt, preempted):
       save = is_last or stop or (is_new and step % config.save_every_steps == 0)
       if show or save:
         report.flush()
-        with jax.transfer_guard("allow"):
-          if show:
-            _show(workdir, task, state, step, writers)
-          if save:
-            ckpt.save(step, _trees(state), {"step": step})
+      if show:
+        _show(workdir, task, state, step, writers)
+      if save:
+        ckpt.save(step, _trees(state), {"step": step})
       if stop:
         ckpt.wait()
         raise job.Preempted(f"saved at step {step}; run it again to go on")
       if is_last:
         return state, report.latest
       local = next(data)
-      with jax.transfer_guard("allow"):
-        if step == 0:
-          sheet = workdir / "first_batch.png"
-          _save_sheet(sheet, {"first batch": task.picture(local)})
-        batch = batches.place(mesh, local)
-      state, metrics = step_fn(state, batch, rng)
+      if step == 0:
+        sheet = workdir / "first_batch.png"
+        _save_sheet(sheet, {"first batch": task.picture(local)})
+      batch = batches.place(mesh, local)
+      with jax.transfer_guard("disallow"):
+        state, metrics = step_fn(state, batch, rng)
       report.add(step, metrics, *task.work(local))
 
 

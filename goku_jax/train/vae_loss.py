@@ -39,5 +39,8 @@ def vae_loss(params, batch: dict, rng, *, model, kl_weight, l2_weight):
     psnr_B = 10 * jnp.log10(4 / jnp.maximum(square_B, 1e-12))
     metrics[f"psnr_{kind}"] = (psnr_B.sum(), n)
     metrics[f"kl_{kind}"] = (kl_B.sum(), n)
-    metrics["loss"] = (metrics["loss"][0] + loss_B.sum(), metrics["loss"][1] + n)
+    metrics["loss"] = (
+      metrics["loss"][0] + loss_B.sum(),
+      metrics["loss"][1] + n,
+    )
   return total, metrics

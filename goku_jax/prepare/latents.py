@@ -1,0 +1,112 @@
+"""Encodes a raw source with the autoencoder of a run."""
+
+import functools
+import itertools
+import pathlib
+
+import jax
+import numpy as np
+
+from goku_jax import checkpoint, job, weights
+from goku_jax.data import digits, sources
+from goku_jax.models import vae
+from goku_jax.typing import UserError
+
+CHUNK = 64  # clips encoded at once
+
+
+def prepare(config, workdir) -> dict:
+  """Writes the latents of a config's source; returns what the folder holds."""
+  folder = pathlib.Path(workdir)
+  if (folder / sources.MANIFEST).exists():
+    print(f"{folder} is whole already", flush=True)
+    return _summary(sources.Latents(folder))
+  model, sizes, params, step = load_vae(**config.vae)
+  raw = digits.Digits(seed=config.seed, **config.data.digits)
+  with job.Progress(len(raw), 0, "prepare") as progress:
+    manifest = sources.write_shards(
+      folder / "partial",
+      encode(model, params, raw, progress),
+      records_per_shard=config.records_per_shard,
+      about={"vae": {"workdir": config.vae.workdir, "step": step}},
+    )
+  statistics = {k: manifest[k] for k in ("latent_mean", "latent_std")}
+  weights.save(folder / "vae", params, {"model": sizes, **statistics})
+  # The manifest comes last: it makes the folder whole.
+  files = sorted((folder / "partial").iterdir())
+  for file in sorted(files, key=lambda f: f.name == sources.MANIFEST):
+    file.rename(folder / file.name)
+  (folder / "partial").rmdir()
+  return _summary(sources.Latents(folder))
+
+
+def load_vae(workdir: str | None, step: int | None):
+  """Model, its sizes, averaged parameters and step of a run's autoencoder."""
+  if not workdir:
+    raise UserError("set --config.vae.workdir to a run of stage=vae")
+  config = job.load_config(workdir)
+  if config.stage != "vae":
+    raise UserError(
+      f"--config.vae.workdir={workdir} holds a run of stage={config.stage},"
+      " not vae"
+    )
+  sizes = config.model.to_dict()
+  model = vae.make_vae(**sizes)
+  clip = np.zeros((1, 1, *(4 * s for s in model.config.stride[1:]), 3))
+  abstract = jax.eval_shape(model.init, jax.random.key(0), clip)["params"]
+  folder = pathlib.Path(workdir) / "checkpoints"
+  found = checkpoint.restore(folder, {"ema": abstract}, step)
+  if not found:
+    raise UserError(f"{folder} has no whole checkpoint: train first")
+  step, trees, _ = found
+  return model, sizes, trees["ema"], step
+
+
+def encode(model, params, raw, progress):
+  """Records of all samples in order, those of one shape encoded together."""
+  params = jax.device_put(params)
+  done = 0
+  for start in range(0, len(raw), 2 * CHUNK):
+    samples = [raw[i] for i in range(start, min(start + 2 * CHUNK, len(raw)))]
+    moments = [None] * len(samples)
+    shape_of = lambda i, samples=samples: samples[i]["video"].shape
+    places = sorted(range(len(samples)), key=shape_of)
+    for _, same in itertools.groupby(places, shape_of):
+      same = list(same)
+      for i, mean, logvar in zip(
+        same, *_encode(model, params, [samples[i]["video"] for i in same])
+      ):
+        moments[i] = mean, logvar
+    for sample, (mean, logvar) in zip(samples, moments, strict=True):
+      numbers = {k: v for k, v in sample.items() if k != "video"}
+      yield {"mean": mean, "logvar": logvar, **numbers}
+    done += len(samples)
+    progress.update(done)
+
+
+def _encode(model, params, videos):
+  """Means and log-variances of videos of one shape."""
+  # Padded, so that each shape compiles once.
+  padded = videos + videos[-1:] * (-len(videos) % CHUNK)
+  chunks = [
+    _apply(model, params, np.stack(padded[i : i + CHUNK]))
+    for i in range(0, len(padded), CHUNK)
+  ]
+  mean, logvar = (np.concatenate(x) for x in zip(*chunks, strict=True))
+  return mean, logvar
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(model, params, video_BTHWC):
+  video = video_BTHWC.astype(np.float32) / 127.5 - 1
+  return model.apply({"params": params}, video, method="encode")
+
+
+def _summary(source) -> dict:
+  manifest = source.manifest
+  return {
+    "records": manifest["records"],
+    "shards": len(manifest["shards"]),
+    "latent_mean": manifest["latent_mean"],
+    "latent_std": manifest["latent_std"],
+  }

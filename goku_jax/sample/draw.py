@@ -1,0 +1,65 @@
+"""Captions to videos with the model of a run."""
+
+import numpy as np
+
+from goku_jax.data import packing
+from goku_jax.flow import solver as solvers
+from goku_jax.sample import codec as codecs
+from goku_jax.sample import requests
+from goku_jax.sample.restore import Restored
+from goku_jax.sample.sampler import sample_latents
+from goku_jax.typing import UserError
+
+
+def draw(
+  run: Restored,
+  captions: list[str],
+  *,
+  num_frames: int,
+  num_steps: int,
+  guidance_scale: float,
+  seed: int,
+  solver: str = "euler",
+  shift: float = 1.0,
+  size: tuple = (None, None),
+  progress=None,
+) -> list[np.ndarray]:
+  """Videos uint8 `[T, H, W, 3]` of captions; `size` as trained by default.
+
+  Raises:
+    UserError: a size, a solver or a caption that the model does not take.
+  """
+  requests.check_frames(num_frames)
+  for caption in captions:
+    requests.check_length(caption, run.config.data.max_text)
+  if solver not in solvers.SOLVERS:
+    raise UserError(f"solver={solver!r} is not one of {list(solvers.SOLVERS)}")
+  height, width = (
+    given or trained
+    for given, trained in zip(size, run.config.sample.size, strict=True)
+  )
+  for name, pixels, stride, patch in zip(
+    ("height", "width"),
+    (height, width),
+    run.codec.stride[1:],
+    run.model.config.patch_size[1:],
+    strict=True,
+  ):
+    if pixels < 1 or pixels % (stride * patch):
+      raise UserError(f"{name}={pixels} is not a multiple of {stride * patch}")
+  shape = codecs.latent_shape(run.codec, num_frames, height, width)
+  latents = sample_latents(
+    run.model,
+    run.params,
+    captions,
+    [shape] * len(captions),
+    capacity=packing.Capacity(**run.config.data.pack),
+    seed=seed,
+    num_steps=num_steps,
+    guidance_scale=guidance_scale,
+    solver_name=solver,
+    shift=shift,
+    max_text=run.config.data.max_text,
+    progress=progress,
+  )
+  return codecs.decode(run.codec, latents)

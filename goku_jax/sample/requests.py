@@ -1,0 +1,80 @@
+"""What a user asks for: prompts, sizes, files; checked before any work."""
+
+import pathlib
+
+from goku_jax import job
+from goku_jax.data import tokenize, video_io
+from goku_jax.typing import UserError
+
+
+def read_prompts(prompt: str | None, file: str | None) -> list[str]:
+  """The prompts of a flag or of a file with one a line.
+
+  Raises:
+    UserError: none or both are given, or a prompt is empty or not UTF-8.
+  """
+  if (prompt is None) == (file is None):
+    raise UserError('give --prompt="..." or --prompts=FILE, one of the two')
+  prompts = [prompt] if file is None else _read_lines(file)
+  for line, text in enumerate(prompts, 1):
+    where = "--prompt" if file is None else f"{file}, line {line}:"
+    if not text.strip():
+      raise UserError(f"{where} is empty: say what to show")
+    tokenize.encode(text)  # refuses what is not UTF-8
+  return prompts
+
+
+def _read_lines(file: str) -> list[str]:
+  try:
+    text = pathlib.Path(file).read_bytes().decode()
+  except OSError as error:
+    raise UserError(f"--prompts={file}: {error.strerror}") from error
+  except UnicodeDecodeError as error:
+    raise UserError(
+      f"--prompts={file} is not valid UTF-8 at byte {error.start}: save it as"
+      " UTF-8"
+    ) from error
+  lines = [line for line in text.splitlines() if line.strip()]
+  if not lines:
+    raise UserError(f"--prompts={file} has no prompt: write one a line")
+  return lines
+
+
+def check_length(prompt: str, max_text: int):
+  """Refuses a prompt that the model would have to cut."""
+  length = len(tokenize.encode(prompt))
+  if length > max_text:
+    raise UserError(
+      f"the prompt {prompt[:24]!r}... has {length} tokens and this model reads"
+      f" {max_text}: shorten it"
+    )
+
+
+def check_frames(num_frames: int):
+  """Refuses lengths that no clip has; clips have 4k+1 frames."""
+  if num_frames < 1 or num_frames % 4 != 1:
+    below = max(1, (num_frames - 1) // 4 * 4 + 1)
+    raise UserError(
+      f"num_frames={num_frames} is not 4k+1: the nearest are {below} and"
+      f" {below + 4}"
+    )
+
+
+def name_files(out: str, prompts: list[str], num_frames: int, *, many: bool):
+  """The file of each prompt: `out` itself, or numbered ones in that folder.
+
+  Raises:
+    UserError: the frames are not 4k+1, or `out` cannot be written.
+  """
+  check_frames(num_frames)
+  suffix = ".png" if num_frames == 1 else ".mp4"
+  if many:
+    names = (f"{i:04d}{suffix}" for i in range(len(prompts)))
+    files = [pathlib.Path(out) / name for name in names]
+  else:
+    files = [pathlib.Path(out)]
+  video_io.check_suffix(files[0])
+  if num_frames > 1 and files[0].suffix == ".png":
+    raise UserError(f"--out={out} is an image: use .mp4, or --num_frames=1")
+  job.make_folder(str(files[0].parent), "out")
+  return files

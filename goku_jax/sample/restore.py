@@ -1,0 +1,67 @@
+"""The model of a run's workdir, with the parameters of a checkpoint."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from goku_jax import checkpoint, job
+from goku_jax.data import schema
+from goku_jax.models import goku
+from goku_jax.sample import codec as codecs
+from goku_jax.typing import UserError
+
+WEIGHTS = ("ema", "params")
+
+
+class Restored(NamedTuple):
+  """All that sampling needs of a run."""
+
+  config: Any  # of the run
+  model: Any
+  params: Any
+  codec: codecs.Codec
+  step: int
+
+
+def make_model(config, codec: codecs.Codec, **more) -> goku.Goku:
+  """The flow model of a run's config on the latents of its codec."""
+  sizes = config.model.to_dict() | {"latent_channels": codec.channels}
+  return goku.make_goku(**sizes, **more)
+
+
+def init_params(model, rng, batch):
+  """Initial parameters; `batch` gives the shapes."""
+  dropped_BG = jnp.zeros(batch["visit_BG"].shape, bool)
+  t_BG = jnp.zeros(dropped_BG.shape)
+  return model.init(rng, batch["tokens_BLP"], t_BG, batch, dropped_BG)["params"]
+
+
+def restore(workdir, *, step: int | None = None, weights: str = "ema"):
+  """The flow model of a run at a step (the newest whole one by default).
+
+  Raises:
+    UserError: no run, a run of another stage, or no whole checkpoint.
+  """
+  if weights not in WEIGHTS:
+    raise UserError(f"weights={weights!r} is not one of {', '.join(WEIGHTS)}")
+  config = job.load_config(workdir)
+  if config.stage != "flow":
+    raise UserError(
+      f"--workdir={workdir} holds a run of stage={config.stage}; sampling "
+      "needs one of stage=flow"
+    )
+  codec = codecs.load_codec(workdir)
+  model = make_model(config, codec)
+  batch = schema.empty_packs(B=1, L=8, P=model.config.patch_width, S=8, G=1)
+  abstract = jax.eval_shape(
+    lambda: init_params(model, jax.random.key(0), batch)
+  )
+  folder = pathlib.Path(workdir) / "checkpoints"
+  found = checkpoint.restore(folder, {weights: abstract}, step)
+  if not found:
+    raise UserError(f"{folder} has no whole checkpoint: train first")
+  step, trees, _ = found
+  params = jax.device_put(trees[weights])
+  return Restored(config, model, params, codec, step)

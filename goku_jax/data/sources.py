@@ -37,7 +37,7 @@ from grain.sources import ArrayRecordDataSource
 from goku_jax.data import schema, tokenize
 from goku_jax.typing import UserError
 
-LAYOUT = 1
+LAYOUT = 2
 MANIFEST, INDEX = "manifest.json", "index.npz"
 
 

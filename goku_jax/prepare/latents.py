@@ -73,9 +73,9 @@ def encode(model, params, raw, progress):
     places = sorted(range(len(samples)), key=shape_of)
     for _, same in itertools.groupby(places, shape_of):
       same = list(same)
-      for i, mean, logvar in zip(
-        same, *_encode(model, params, [samples[i]["video"] for i in same])
-      ):
+      videos = [samples[i]["video"] for i in same]
+      encoded = _encode(model, params, videos)
+      for i, mean, logvar in zip(same, *encoded, strict=True):
         moments[i] = mean, logvar
     for sample, (mean, logvar) in zip(samples, moments, strict=True):
       numbers = {k: v for k, v in sample.items() if k != "video"}
@@ -92,8 +92,9 @@ def _encode(model, params, videos):
     _apply(model, params, np.stack(padded[i : i + CHUNK]))
     for i in range(0, len(padded), CHUNK)
   ]
-  mean, logvar = (np.concatenate(x) for x in zip(*chunks, strict=True))
-  return mean, logvar
+  return (
+    np.concatenate(part)[: len(videos)] for part in zip(*chunks, strict=True)
+  )
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,0 +1,168 @@
+"""The digits suite: draws, judges and reports.
+
+Five sets of clips are judged alike: `generated` from the prompts of pairs seen
+in training, `held_out_pairs` from those that never were, `real` held-out clips
+(the ceiling), the same `reconstructed` by the autoencoder, and clips of an
+`untrained` model (the floor).
+"""
+
+import functools
+import pathlib
+import time
+
+import jax
+import numpy as np
+
+from goku_jax import job
+from goku_jax.data import digits as data
+from goku_jax.data import schema, video_io
+from goku_jax.eval import digits
+from goku_jax.sample import codec as codecs
+from goku_jax.sample import draw, restore
+from goku_jax.typing import UserError
+
+NUM_HELD_OUT = 70  # ten of each pair
+NUM_REAL = 252
+NUM_UNTRAINED = 63
+NUM_SHOWN = 24  # on the sheet and as files
+SEED_REAL = 1
+
+
+def run(
+  run: restore.Restored,
+  out,
+  *,
+  num_videos: int,
+  seed: int,
+  sampling: dict,
+  seconds_before: float = 0.0,
+) -> dict:
+  """Figures of every set; writes them and the pictures to the folder `out`."""
+  started = time.perf_counter()
+  out = pathlib.Path(out)
+  canvas, num_frames = run.config.sample.size[0], run.config.sample.num_frames
+  if num_frames < 5:
+    raise UserError(f"the run's clips of {num_frames} frames show no motion")
+  judge = digits.train_judge(seed)
+  print(f"judge accuracy on held-out glyphs {judge.accuracy:.4f}", flush=True)
+  sampling = dict(num_frames=num_frames, seed=seed) | sampling
+
+  def judged(model, num, pairs):
+    asked = requests(num, pairs)
+    with job.Progress(num, 0, pairs) as progress:
+      videos = draw.draw(
+        model, [a[0] for a in asked], progress=progress.update, **sampling
+      )
+    return videos, asked
+
+  found = {
+    "generated": judged(run, num_videos, "train"),
+    "held_out_pairs": judged(run, NUM_HELD_OUT, "held_out"),
+    "real": real_clips(num_frames, canvas),
+    "untrained": judged(untrained(run, seed), NUM_UNTRAINED, "train"),
+  }
+  videos, asked = found["real"]
+  found["reconstructed"] = reconstruct(run.codec, videos), asked
+  scores = {name: judge_set(judge, *pair) for name, pair in found.items()}
+  write_samples(out, found)
+  result = {
+    "judge_accuracy": judge.accuracy,
+    **scores,
+    "step": run.step,
+    **sampling,
+    "seconds": seconds_before + time.perf_counter() - started,
+  }
+  (out / "report.md").write_text(digits.report_markdown(result))
+  job.write_json(out / "report.json", result)
+  return result
+
+
+def requests(num: int, pairs: str) -> list[tuple]:
+  """Prompts with the digit, direction and speed (NaN: not said) they ask for.
+
+  All pairs in turn, the speed unsaid, slow and quick in turn.
+  """
+  speeds = (None, *data.SPEEDS)
+  asked = []
+  for i in range(num):
+    turn, k = divmod(i, len(data.PAIRS[pairs]))
+    digit, direction = data.PAIRS[pairs][k]
+    speed = None if direction == data.STILL else speeds[(turn + k) % 3]
+    caption = data.prompt(digit, direction, speed)
+    asked.append((caption, digit, direction, speed or np.nan))
+  return asked
+
+
+def real_clips(num_frames, canvas):
+  """Clips of glyphs that neither the models nor the judge have seen."""
+  raw = data.Digits(
+    "test",
+    seed=SEED_REAL,
+    num_frames=num_frames,
+    canvas=canvas,
+    num_samples=NUM_REAL,
+    image_share=0.0,
+  )
+  samples = [raw[i] for i in range(len(raw))]
+  asked = [
+    (s["caption"], s["digit"], s["direction"], s["speed"]) for s in samples
+  ]
+  return [s["video"] for s in samples], asked
+
+
+def untrained(run: restore.Restored, seed: int) -> restore.Restored:
+  """The same model with initial parameters."""
+  batch = schema.empty_packs(B=1, L=8, P=run.model.config.patch_width, S=8, G=1)
+  init = jax.jit(functools.partial(restore.init_params, run.model))
+  return run._replace(params=init(jax.random.key(seed), batch))
+
+
+def reconstruct(codec: codecs.Codec, videos: list) -> list:
+  """Videos through the autoencoder's mean and back."""
+  if not codec.model:
+    return videos
+  latents = []
+  for start in range(0, len(videos), codecs.CHUNK):
+    clips = np.stack(videos[start : start + codecs.CHUNK])
+    mean, _ = _encode(codec.model, codec.params, clips)
+    latents += list((jax.device_get(mean) - codec.mean) / codec.std)
+  return codecs.decode(codec, latents)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(model, params, video_BTHWC):
+  video = video_BTHWC.astype(np.float32) / 127.5 - 1
+  return model.apply({"params": params}, video, method="encode")
+
+
+def judge_set(judge, videos, asked) -> dict:
+  """The judge's figures of a set of clips."""
+  _, wanted, directions, speeds = zip(*asked, strict=True)
+  return digits.score(
+    judge,
+    np.stack(videos),
+    np.array(wanted),
+    np.array(directions),
+    np.array(speeds),
+  )
+
+
+def write_samples(out: pathlib.Path, found: dict):
+  """Generated clips as files, and a sheet of them above real ones."""
+  names = ("generated", "held_out_pairs", "real", "reconstructed", "untrained")
+  rows, captions = [], []
+  for name in names:
+    videos, asked = found[name]
+    shown = NUM_SHOWN if name == "generated" else 3
+    # Evenly over the set, so that digits and directions differ.
+    chosen = np.linspace(0, len(videos) - 1, min(shown, len(videos)))
+    chosen = chosen.round().astype(int)
+    for start in range(0, len(chosen), 3):
+      row = chosen[start : start + 3]
+      rows.append([videos[i] for i in row])
+      captions.append([f"{name}: {asked[i][0]}" for i in row])
+    if name == "generated":
+      for i in chosen:
+        path = out / "samples" / f"{asked[i][0].replace(' ', '_')}.mp4"
+        video_io.write_video(path, videos[i], fps=8, upscale=8)
+  video_io.contact_sheet(rows, captions, out / "contact_sheet.png")

@@ -117,7 +117,11 @@ def flow(config, debug):
     num_packs=8 if debug else 16,  # a step, over all devices
     lookahead=256 if debug else 1024,  # samples that are packed together
   )
-  config.loss = dict(time_sampler="logit_normal", caption_drop_rate=0.1)
+  config.loss = dict(
+    time_sampler="logit_normal",  # or uniform
+    time_shift=3.0,  # above 1: times nearer to noise
+    caption_drop_rate=0.1,
+  )
   config.sample = dict(  # drawn during training
     prompts=(
       "the digit five moves left",
@@ -129,5 +133,6 @@ def flow(config, debug):
     size=(16, 16) if debug else (32, 32),
     num_steps=4 if debug else 25,
     guidance_scale=3.0,
+    shift=3.0,
     seed=0,
   )

@@ -18,6 +18,7 @@ flags.DEFINE_string("out", None, "folder of the report; workdir by default")
 flags.DEFINE_integer("num_videos", 252, "generated videos", lower_bound=1)
 flags.DEFINE_integer("num_steps", 25, "of the sampler", lower_bound=1)
 flags.DEFINE_float("guidance_scale", 3.0, "1: none; higher: closer to text")
+flags.DEFINE_float("shift", 3.0, "above 1: more steps near noise")
 flags.DEFINE_integer("seed", 0, "of noise and of the judge", lower_bound=0)
 flags.DEFINE_integer("step", None, "checkpoint; the newest whole by default")
 flags.DEFINE_string("weights", "ema", "ema or params")
@@ -30,6 +31,7 @@ def main(
   num_videos,
   num_steps,
   guidance_scale,
+  shift,
   seed,
   weights,
   seconds_before,
@@ -50,7 +52,9 @@ def main(
     num_videos=num_videos,
     seconds_before=seconds_before,
     seed=seed,
-    sampling=dict(num_steps=num_steps, guidance_scale=guidance_scale),
+    sampling=dict(
+      num_steps=num_steps, guidance_scale=guidance_scale, shift=shift
+    ),
   )
 
 

@@ -22,11 +22,15 @@ def logit_normal(rng, mean: float = 0.0, std: float = 1.0) -> Float[Array, ""]:
 SAMPLERS = {"uniform": uniform, "logit_normal": logit_normal}
 
 
-def spaced(num_steps: int, shift: float = 1.0) -> Float[Array, " edges"]:
-  """`num_steps + 1` rising times from 0 to 1: t / (shift + (1 - shift) t).
+def shifted(t: Float[Array, "*n"], shift) -> Float[Array, "*n"]:
+  """Times moved towards noise by a shift above 1; 0 and 1 stay.
 
-  A shift above 1 spends more steps near noise, where long sequences need
-  them (arXiv:2403.03206, section 5.3.2).
+  The more numbers a sample has, the earlier its layout is decided, and the
+  more of the times must lie near noise (arXiv:2403.03206, section 5.3.2).
   """
-  t = jnp.linspace(0.0, 1.0, num_steps + 1)
   return t / (shift + (1 - shift) * t)
+
+
+def spaced(num_steps: int, shift: float = 1.0) -> Float[Array, " edges"]:
+  """`num_steps + 1` rising times from 0 to 1, evenly spaced, then shifted."""
+  return shifted(jnp.linspace(0.0, 1.0, num_steps + 1), shift)

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 from goku_jax.flow import loss, noise, path, times
 
 
-def draw(batch: dict, rng, *, time_sampler: str, caption_drop_rate: float):
+def draw(
+  batch: dict,
+  rng,
+  *,
+  time_sampler: str,
+  time_shift: float,
+  caption_drop_rate: float,
+):
   """Data, noise, time and dropped captions of each sample, by its identity."""
   keys = lambda purpose: noise.sample_keys(
     rng, purpose, batch["sample_index_BG"], batch["visit_BG"]
@@ -24,19 +31,16 @@ def draw(batch: dict, rng, *, time_sampler: str, caption_drop_rate: float):
   std_BLP = jnp.exp(0.5 * batch["tokens_logvar_BLP"])
   data_BLP = batch["tokens_BLP"] + std_BLP * grid(noise.POSTERIOR)
   t_BG = per_segment(times.SAMPLERS[time_sampler], noise.TIME)
+  t_BG = times.shifted(t_BG, time_shift)
   dropped_BG = per_segment(
     lambda key: jax.random.bernoulli(key, caption_drop_rate), noise.DROP
   )
   return data_BLP, grid(noise.NOISE), t_BG, dropped_BG
 
 
-def flow_loss(
-  params, batch: dict, rng, *, model, time_sampler, caption_drop_rate
-):
+def flow_loss(params, batch: dict, rng, *, model, **drawing):
   """Summed squared velocity error, and sums with counts for the metrics."""
-  data_BLP, noise_BLP, t_BG, dropped_BG = draw(
-    batch, rng, time_sampler=time_sampler, caption_drop_rate=caption_drop_rate
-  )
+  data_BLP, noise_BLP, t_BG, dropped_BG = draw(batch, rng, **drawing)
   index_BL = jnp.maximum(batch["segment_ids_BL"] - 1, 0)
   t_BL1 = jnp.take_along_axis(t_BG, index_BL, axis=1)[..., None]
   x_BLP = path.interpolate(data_BLP, noise_BLP, t_BL1)

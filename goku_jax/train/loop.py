@@ -114,6 +114,7 @@ def _loop(config, workdir, mesh, task, state, step_fn, rng, ckpt, preempted):
         ckpt.wait()
         raise job.Preempted(f"saved at step {step}; run it again to go on")
       if is_last:
+        _draw_curves(workdir)
         return state, report.latest
       local = next(data)
       if step == 0:
@@ -170,8 +171,22 @@ class Reporter:
 
 def _last_metrics(workdir) -> dict:
   """What the run that is already done ended with."""
+  last = _read_metrics(workdir)[-1]
+  return {name: value for name, value in last.items() if name != "step"}
+
+
+def _read_metrics(workdir) -> list[dict]:
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
-  return {k: v for k, v in json.loads(lines[-1]).items() if k != "step"}
+  return [json.loads(line) for line in lines]
+
+
+def _draw_curves(workdir):
+  """A picture of the losses over the whole run, resumes included."""
+  rows = _read_metrics(workdir)
+  steps = [row["step"] for row in rows]
+  names = [name for name in rows[-1] if name.startswith("loss")]
+  series = {name: (steps, [row[name] for row in rows]) for name in names}
+  video_io.curves(workdir / "curves.png", series)
 
 
 def _show(workdir, task, state, step, writers):

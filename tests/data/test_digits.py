@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from goku_jax.data import digits, hashing
+from goku_jax.data import digits, hashing, tokenize
 from goku_jax.typing import UserError
 
 
@@ -105,7 +105,7 @@ def test_captions_say_what_is_there():
   assert label["says_speed"][moves].mean() == pytest.approx(2 / 3, abs=0.03)
   for i in range(300):
     sample = data[i]
-    assert len(sample["caption"]) == sizes[i, 3]
+    assert len(tokenize.encode(sample["caption"])) == sizes[i, 3]
     spoken = digits.prompt(
       sample["digit"], sample["direction"], sample["speed"] or None
     )

@@ -15,7 +15,7 @@ DIGITS = Capacity(tokens=320, text=256, segments=8)
 
 def digit_sizes(n=2000):
   size = digits.Digits(num_samples=n).sizes()
-  return np.stack([np.where(size[:, 0] > 1, 80, 16), size[:, 3] + 1], axis=1)
+  return np.stack([np.where(size[:, 0] > 1, 80, 16), size[:, 3]], axis=1)
 
 
 def film_sizes(n=2000):
@@ -103,7 +103,7 @@ def test_orders_differ_between_epochs():
   ("capacity", "says"),
   [
     ((79, 256, 8), r"sample 1 has 80 tokens .* tokens from 79 to 80"),
-    ((320, 20, 8), r"sample 0 has 16 tokens .* text from 20 to 42"),
+    ((320, 9, 8), r"sample 0 has 16 tokens .* text from 9 to 15"),
     ((320, 256, 0), "segments=0"),
   ],
 )
@@ -159,10 +159,10 @@ def test_a_pack_says_whose_each_place_is():
   ids = batch["segment_ids_BL"][0]
   np.testing.assert_array_equal(ids, [1] * 4 + [2] * 8 + [0] * 4)
   text_ids = batch["text_segment_ids_BS"][0]
-  np.testing.assert_array_equal(text_ids, [-1, 1] + [2] * 6 + [0] * 4)
+  np.testing.assert_array_equal(text_ids, [-1, 1] + [2] * 3 + [0] * 7)
   assert batch["text_ids_BS"][0, 0] == tokenize.EOS
   np.testing.assert_array_equal(
-    batch["text_positions_BS"][0], [0, 0, 0, 1, 2, 3, 4, 5, 0, 0, 0, 0]
+    batch["text_positions_BS"][0], [0, 0, 0, 1, 2] + [0] * 7
   )
   np.testing.assert_array_equal(batch["sample_index_BG"], [[100, 101, -1]])
   padding = ids == 0
@@ -172,7 +172,7 @@ def test_a_pack_says_whose_each_place_is():
 
 def test_too_much_for_a_pack_is_refused():
   samples = make_samples([(1, 4, 4), (2, 4, 4)])
-  for capacity in ((11, 12, 3), (16, 7, 3), (16, 12, 1)):
+  for capacity in ((11, 12, 3), (16, 4, 3), (16, 12, 1)):
     with pytest.raises(ValueError, match="do not fit"):
       packing.pack(samples, Capacity(*capacity))
 

@@ -98,12 +98,12 @@ def test_the_same_records_give_the_same_bytes(folder, tmp_path):
   assert bytes_of(folder) == bytes_of(again)
 
 
-def test_sizes_count_tokens_and_bytes(folder):
+def test_sizes_count_tokens_and_text_tokens(folder):
   sizes = sources.Latents(folder).sizes((1, 2, 2), 64)
   np.testing.assert_array_equal(sizes[:2, 0], [6, 18])
-  texts = [len(r["caption"].encode()) + 1 for r in make_records()]
+  texts = [len(tokenize.encode(r["caption"])) for r in make_records()]
   np.testing.assert_array_equal(sizes[:, 1], texts)
-  assert sources.Latents(folder).sizes((1, 2, 2), 9)[:, 1].max() == 9
+  assert sources.Latents(folder).sizes((1, 2, 2), 5)[:, 1].max() == 5
   with pytest.raises(UserError, match=r"sample 0 of 1x4x6 .* patches of 1x4x4"):
     sources.Latents(folder).sizes((1, 4, 4), 64)
 
@@ -138,9 +138,11 @@ def test_a_folder_without_a_manifest_is_not_whole(folder):
 def test_another_layout_and_a_broken_manifest_are_said(folder):
   path = folder / "manifest.json"
   manifest = json.loads(path.read_text())
-  path.write_text(json.dumps({**manifest, "layout": 2}))
-  with pytest.raises(UserError, match="layout 2 and this version reads 1"):
-    sources.Latents(folder)
+  for layout in (sources.LAYOUT - 1, sources.LAYOUT + 1):
+    path.write_text(json.dumps({**manifest, "layout": layout}))
+    says = f"layout {layout} and this version reads {sources.LAYOUT}"
+    with pytest.raises(UserError, match=says):
+      sources.Latents(folder)
   path.write_text("{")
   with pytest.raises(UserError, match="not valid JSON"):
     sources.Latents(folder)

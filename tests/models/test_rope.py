@@ -1,0 +1,83 @@
+"""Rotary positions, against complex numbers."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from goku_jax.models import rope
+
+
+def turned(x, position, widths=(16, 24, 24)):
+  """Pairs (2i, 2i+1) as complex numbers, turned by position * 10000^(-2i/w)."""
+  z = x[..., 0::2] + 1j * x[..., 1::2]
+  frequencies = [1e4 ** (-np.arange(0, w, 2) / w) for w in widths]
+  angle = np.repeat(position, [len(f) for f in frequencies])
+  angle = angle * np.concatenate(frequencies)
+  z = z * np.exp(1j * angle)
+  return np.stack([z.real, z.imag], -1).reshape(x.shape)
+
+
+def rotate(x, positions):
+  """`x` [L, K] at `positions` [L, 3]."""
+  tables = rope.rope_tables(jnp.asarray(positions)[None], x.shape[-1])
+  x = jnp.asarray(x, jnp.float32)[None, :, None]
+  return np.asarray(rope.rotate(x, *tables))[0, :, 0]
+
+
+@pytest.mark.parametrize(
+  ("head", "widths"),
+  [
+    (64, (16, 24, 24)),
+    (128, (32, 48, 48)),
+    (72, (20, 26, 26)),
+    (48, (12, 18, 18)),
+    (16, (4, 6, 6)),
+  ],
+)
+def test_axes_share_a_head(head, widths):
+  assert rope.axis_widths(head) == widths
+  assert sum(widths) == head
+  assert all(width % 2 == 0 for width in widths)
+
+
+@pytest.mark.parametrize("head", [8, 14, 33, 0])
+def test_a_head_that_cannot_be_split_is_refused(head):
+  with pytest.raises(ValueError, match=f"even head width >= 16, got {head}"):
+    rope.axis_widths(head)
+
+
+def test_rotation_multiplies_interleaved_pairs_by_unit_numbers():
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((6, 64))
+  positions = rng.integers(0, 90, (6, 3))
+  expected = np.stack([turned(*row) for row in zip(x, positions, strict=True)])
+  np.testing.assert_allclose(rotate(x, positions), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("shift", [(3, 0, 0), (0, 5, 0), (2, 7, 11)])
+def test_products_depend_on_differences_only(shift):
+  rng = np.random.default_rng(1)
+  q, k = rng.standard_normal((2, 4, 64))
+  at_q, at_k = rng.integers(0, 30, (2, 4, 3))
+  product = lambda by: (rotate(q, at_q + by) * rotate(k, at_k + by)).sum(-1)
+  np.testing.assert_allclose(
+    product(np.array(shift)), product(0), rtol=1e-4, atol=1e-4
+  )
+
+
+def test_the_origin_stays_and_lengths_are_kept():
+  x = np.random.default_rng(2).standard_normal((5, 16)).astype(np.float32)
+  np.testing.assert_array_equal(rotate(x, np.zeros((5, 3), int)), x)
+  far = rotate(x, np.full((5, 3), 1000))
+  np.testing.assert_allclose(
+    np.linalg.norm(far, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_each_axis_turns_its_own_channels(axis):
+  x = np.ones((1, 64), np.float32)
+  step = np.eye(3, dtype=int)[axis][None]
+  moved = np.flatnonzero((rotate(x, step) != x)[0])
+  start, width = [(0, 16), (16, 24), (40, 24)][axis]
+  assert moved.tolist() == list(range(start, start + width))

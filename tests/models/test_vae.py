@@ -1,0 +1,146 @@
+"""The autoencoder: causal in time, the same in chunks as at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from goku_jax.models import vae
+from goku_jax.typing import UserError
+
+MODEL = vae.make_vae("debug", encoder_blocks=2)
+FRAMES, SIDE = 13, 8  # four latent frames of 2x2
+
+
+@pytest.fixture(scope="module")
+def params(stir):
+  init = jax.jit(MODEL.init)(jax.random.key(0), jnp.zeros((1, 5, 8, 8, 3)))
+  return stir(init["params"], scale=0.05)
+
+
+@pytest.fixture(scope="module")
+def video():
+  shape = (2, FRAMES, SIDE, SIDE, 3)
+  return jax.random.uniform(jax.random.key(1), shape, minval=-1.0)
+
+
+@pytest.fixture(scope="module")
+def latents():
+  shape = MODEL.latent_shape((2, FRAMES, SIDE, SIDE, 3))
+  return jax.random.normal(jax.random.key(2), shape)
+
+
+apply = jax.jit(MODEL.apply, static_argnames=("method", "is_first", "mutable"))
+
+
+def near(a, b):
+  np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+
+
+def in_chunks(params, x, lengths, method):
+  """What one chunk leaves in `context` goes into the next."""
+  outs, state, start = [], {}, 0
+  for length in lengths:
+    out, state = apply(
+      {"params": params} | state,
+      x[:, start : start + length],
+      is_first=start == 0,
+      method=method,
+      mutable=("context",),
+    )
+    outs.append(out)
+    start += length
+  assert start == x.shape[1]
+  return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *outs)
+
+
+@pytest.mark.parametrize(
+  "lengths", [(1, 1, 1, 1), (2, 2), (3, 1), (1, 3), (1, 2, 1), (4,)]
+)
+def test_decoding_in_chunks_equals_decoding_at_once(params, latents, lengths):
+  whole = apply({"params": params}, latents, method="decode")
+  near(in_chunks(params, latents, lengths, "decode"), whole)
+
+
+@pytest.mark.parametrize("lengths", [(1, 4, 4, 4), (5, 8), (9, 4), (1, 12)])
+def test_encoding_in_chunks_equals_encoding_at_once(params, video, lengths):
+  whole = apply({"params": params}, video, method="encode")
+  jax.tree.map(near, in_chunks(params, video, lengths, "encode"), whole)
+
+
+def test_an_image_is_the_first_frame_of_its_video(params, video, latents):
+  """And so an image's latent is the first one of any clip it starts."""
+  clip, _ = apply({"params": params}, video, method="encode")
+  image, _ = apply({"params": params}, video[:, :1], method="encode")
+  near(image, clip[:, :1])
+  clip = apply({"params": params}, latents, method="decode")
+  image = apply({"params": params}, latents[:, :1], method="decode")
+  assert image.shape == (2, 1, SIDE, SIDE, 3)
+  near(image, clip[:, :1])
+
+
+def test_a_still_video_has_one_latent_for_all_its_frames(params, video):
+  still = jnp.repeat(video[:, :1], FRAMES, 1)
+  mean, _ = apply({"params": params}, still, method="encode")
+  near(mean, jnp.repeat(mean[:, :1], mean.shape[1], 1))
+
+
+def reach(fn, x, frame):
+  """Frames of `x` that frame `frame` of `fn(x)` has a gradient to."""
+  loss = lambda x: jnp.sum(jnp.sin(fn(x)[:, frame]))
+  grad = np.asarray(jax.jit(jax.grad(loss))(x))
+  return np.flatnonzero(np.abs(grad).max((0, 2, 3, 4))).tolist()
+
+
+@pytest.mark.parametrize("frame", [0, 1, 3])
+def test_a_latent_depends_on_no_later_frame(params, video, frame):
+  encode = lambda x: MODEL.apply({"params": params}, x, method="encode")[0]
+  assert reach(encode, video, frame) == list(range(4 * frame + 1))
+
+
+@pytest.mark.parametrize("frame", [0, 1, 4, 5])
+def test_a_decoded_frame_depends_on_no_later_latent(params, latents, frame):
+  decode = lambda x: MODEL.apply({"params": params}, x, method="decode")
+  assert reach(decode, latents, frame) == list(range((frame + 3) // 4 + 1))
+
+
+@pytest.mark.parametrize(
+  ("frames", "size"), [(1, (8, 8)), (5, (8, 16)), (17, (8, 8))]
+)
+def test_clips_of_4k_plus_1_frames_make_k_plus_1_latents(frames, size):
+  shape = (2, frames, *size, 3)
+  expected = (2, (frames - 1) // 4 + 1, size[0] // 4, size[1] // 4, 4)
+  assert MODEL.latent_shape(shape) == expected
+  out, _ = jax.eval_shape(
+    MODEL.init_with_output, jax.random.key(0), jnp.zeros(shape)
+  )
+  assert [x.shape for x in out] == [shape, expected, expected]
+
+
+def test_calling_adds_noise_of_the_posteriors_width(params, video):
+  noise = jax.random.normal(jax.random.key(3), MODEL.latent_shape(video.shape))
+  out, mean, logvar = apply({"params": params}, video, noise)
+  sample = mean + jnp.exp(logvar / 2) * noise
+  near(out, apply({"params": params}, sample, method="decode"))
+  near(
+    apply({"params": params}, video)[0],
+    apply({"params": params}, mean, method="decode"),
+  )
+
+
+def test_bfloat16_stays_near_and_comes_out_as_float32(params, video):
+  half = vae.make_vae("debug", encoder_blocks=2, dtype="bfloat16")
+  mean, logvar = jax.jit(lambda x: half.apply({"params": params}, x)[1:])(video)
+  assert mean.dtype == logvar.dtype == jnp.float32
+  expected = apply({"params": params}, video)[1]
+  assert np.abs(mean - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_an_unknown_variant_is_refused_with_the_known_ones():
+  with pytest.raises(UserError, match="variant='huge' is not one of digits"):
+    vae.make_vae("huge")
+
+
+def test_a_width_that_the_norm_cannot_group_is_refused():
+  with pytest.raises(UserError, match="width=20 is not a multiple of 8"):
+    vae.make_vae("debug", width=20)

@@ -1,0 +1,31 @@
+"""The host's rows, in their order, over all devices."""
+
+import jax
+import numpy as np
+import pytest
+
+from goku_jax.parallel import mesh as meshes
+from goku_jax.parallel.batch import place
+
+
+@pytest.mark.parametrize("replica", [1, 2, 8])
+def test_rows_are_split_over_all_devices_in_order(replica):
+  mesh = meshes.make_mesh(replica=replica)
+  batch = {
+    "tokens_BLP": np.arange(96, dtype=np.float32).reshape(16, 3, 2),
+    "ids_BG": np.arange(16, dtype=np.int32)[:, None],
+  }
+  placed = place(mesh, batch)
+  assert placed.keys() == batch.keys()
+  for name, array in placed.items():
+    assert array.dtype == batch[name].dtype
+    np.testing.assert_array_equal(jax.device_get(array), batch[name])
+    shards = {s.device: s.data for s in array.addressable_shards}
+    rows = [shards[device] for device in mesh.devices.flat]
+    np.testing.assert_array_equal(np.concatenate(rows), batch[name])
+    assert {len(row) for row in rows} == {2}
+
+
+def test_rows_that_the_devices_cannot_share_are_refused():
+  with pytest.raises(ValueError, match="evenly divide"):
+    place(meshes.make_mesh(), {"x": np.zeros((12, 2))})

@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from goku_jax.models import attention, transformer
+from goku_jax.models import attention, rope, transformer
 from goku_jax.models.text import ByteEncoder, TextConfig
 from goku_jax.typing import UserError
 
@@ -70,7 +70,7 @@ def make_goku(
     **sizes: fields of `TransformerConfig`.
 
   Raises:
-    UserError: the variant is not one of the known.
+    UserError: the variant is not one of the known, or a size does not fit.
   """
   if variant not in transformer.VARIANTS:
     known = ", ".join(transformer.VARIANTS)
@@ -81,4 +81,23 @@ def make_goku(
   config = transformer.TransformerConfig(
     **transformer.VARIANTS[variant] | sizes | dict(dtype=jnp.dtype(dtype))
   )
+  _check_heads("model", config)
+  try:
+    rope.axis_widths(config.width // config.num_heads)
+  except ValueError as error:
+    raise UserError(f"model: {error}; set fewer heads or a width") from error
+  if text is not None:
+    _check_heads("model.text", text)
+  if config.remat not in transformer.REMAT:
+    known = ", ".join(transformer.REMAT)
+    raise UserError(f"model.remat={config.remat!r} is not one of {known}")
   return Goku(config, text, attention_fn)
+
+
+def _check_heads(section, config):
+  """Refuses a width that does not split into its heads."""
+  if config.num_heads < 1 or config.width % config.num_heads:
+    raise UserError(
+      f"{section}.num_heads={config.num_heads} does not divide "
+      f"width={config.width}"
+    )

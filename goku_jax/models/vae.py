@@ -152,10 +152,16 @@ def make_vae(variant: str, *, dtype: str = "float32", **sizes) -> VAE:
   """The autoencoder of a named variant, its sizes overridden by `sizes`.
 
   Raises:
-    UserError: the variant is not one of the known.
+    UserError: the variant is not one of the known, or the width does not fit.
   """
   if variant not in VARIANTS:
     known = ", ".join(VARIANTS)
     raise UserError(f"model.variant={variant!r} is not one of {known}")
   sizes = VARIANTS[variant] | sizes | dict(dtype=jnp.dtype(dtype))
-  return VAE(VAEConfig(**sizes))
+  config = VAEConfig(**sizes)
+  if config.width % FrameNorm.groups:
+    raise UserError(
+      f"model.width={config.width} is not a multiple of {FrameNorm.groups},"
+      " the groups of its norms"
+    )
+  return VAE(config)

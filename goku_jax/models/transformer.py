@@ -126,7 +126,7 @@ def spread(y_BGD, one_hot_BLG):
   )
 
 
-def route_text(segment_ids_BL, text_segment_ids_BS, dropped_BG, one_hot_BLG):
+def route_text(segment_ids_BL, text_segment_ids_BS, dropped_BG):
   """Which text ids each token looks for, and whether there are any.
 
   A segment whose caption is dropped looks for the empty caption instead.
@@ -172,7 +172,7 @@ class Transformer(nn.Module):
     )
     if cfg.text_width:
       queries, has_text = route_text(
-        segment_ids_BL, text_segment_ids_BS, dropped_BG, one_hot_BLG
+        segment_ids_BL, text_segment_ids_BS, dropped_BG
       )
       pack |= dict(
         text_queries_BL=queries,

@@ -1,5 +1,6 @@
 """The model of a run's workdir, with the parameters of a checkpoint."""
 
+import functools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -55,9 +56,8 @@ def restore(workdir, *, step: int | None = None, weights: str = "ema"):
   codec = codecs.load_codec(workdir)
   model = make_model(config, codec)
   batch = schema.empty_packs(B=1, L=8, P=model.config.patch_width, S=8, G=1)
-  abstract = jax.eval_shape(
-    lambda: init_params(model, jax.random.key(0), batch)
-  )
+  init = functools.partial(init_params, model)
+  abstract = jax.eval_shape(init, jax.random.key(0), batch)
   folder = pathlib.Path(workdir) / "checkpoints"
   found = checkpoint.restore(folder, {weights: abstract}, step)
   if not found:

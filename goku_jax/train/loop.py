@@ -33,6 +33,7 @@ def train(config, workdir) -> dict:
   task = TASKS[config.stage](config, mesh, workdir)
   rng = jax.random.key(config.seed)
   tx = make_optimizer(total_steps=config.total_steps, **config.optim)
+  peak, _ = costs.peak_flops()  # may time one device, so outside of the mesh
   with meshes.use(mesh):
     state, placed = _init_or_restore(config, workdir, mesh, task, tx, rng)
     step_fn = jax.jit(
@@ -55,7 +56,7 @@ def train(config, workdir) -> dict:
       ) as ckpt,
     ):
       state, metrics = _loop(
-        config, workdir, mesh, task, state, step_fn, rng, ckpt, preempted
+        config, workdir, mesh, task, state, step_fn, rng, ckpt, preempted, peak
       )
       ckpt.wait()
   if config.total_steps > first and step_fn._cache_size() != 1:
@@ -87,7 +88,9 @@ def _trees(state: TrainState) -> dict:
   return {name: getattr(state, name) for name in TREES}
 
 
-def _loop(config, workdir, mesh, task, state, step_fn, rng, ckpt, preempted):
+def _loop(
+  config, workdir, mesh, task, state, step_fn, rng, ckpt, preempted, peak
+):
   """Runs the remaining steps; returns the last state and metrics."""
   first = int(state.step)
   total = config.total_steps
@@ -98,7 +101,7 @@ def _loop(config, workdir, mesh, task, state, step_fn, rng, ckpt, preempted):
     job.Writers(workdir, first) as writers,
     job.Progress(total, first, config.stage) as progress,
   ):
-    report = Reporter(config, writers, progress)
+    report = Reporter(config, writers, progress, peak)
     for step in range(first, total + 1):
       is_last, is_new = step == total, step > first
       stop = is_new and not is_last and preempted()
@@ -133,10 +136,10 @@ class Reporter:
   so at most two are in flight.
   """
 
-  def __init__(self, config, writers, progress):
+  def __init__(self, config, writers, progress, peak):
     self.every, self.last = config.log_every_steps, config.total_steps - 1
     self.writers, self.progress = writers, progress
-    self.peak, _ = costs.peak_flops()
+    self.peak = peak
     self.latest, self.pending = {}, None
     self.clock = time.perf_counter()
 

@@ -1,0 +1,184 @@
+"""The whole chain in small: autoencoder, latents, flow, samples, killed runs.
+
+Jobs run as their users run them, each in a process of its own on one device.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from goku_jax import checkpoint
+from goku_jax.data import video_io
+from tests import runs
+
+CONFIG = "configs/digits.py"
+SHORT = ["--config.total_steps=4", "--config.save_every_steps=2"]
+CAPTION = "the digit five moves left"
+SAMPLE = ["--num_frames=5", "--num_steps=2", "--seed=3"]
+ONE_DEVICE = os.environ | {"XLA_FLAGS": ""}
+
+
+def start(job, *arguments):
+  return subprocess.Popen(
+    [sys.executable, "-m", f"goku_jax.{job}", *arguments],
+    cwd=runs.ROOT,
+    env=ONE_DEVICE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
+
+
+def run(job, *arguments, status=0):
+  """Runs a job to its end; returns what it printed on both."""
+  process = start(job, *arguments)
+  out, err = (text.decode() for text in process.communicate(timeout=200))
+  assert process.returncode == status, out + err
+  return out, err
+
+
+def run_train(arg, workdir, *more):
+  return run(
+    "train", f"--config={CONFIG}:{arg}", f"--workdir={workdir}", *SHORT, *more
+  )
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("vae")
+  run_train("stage=vae,debug", folder)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def latents(vae, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("latents")
+  run(
+    "prepare",
+    f"--config={CONFIG}:stage=prepare,debug",
+    f"--config.vae.workdir={vae}",
+    f"--workdir={folder}",
+    f"--json={folder}/result.json",
+  )
+  return folder
+
+
+@pytest.fixture(scope="module")
+def flow(latents, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("flow")
+  run_train(
+    "debug",
+    folder,
+    f"--config.data.path={latents}",
+    "--config.model.patch_size=(1,1,1)",
+  )
+  return folder
+
+
+def test_prepare_writes_what_it_says(latents, vae):
+  result = json.loads((latents / "result.json").read_text())
+  assert (result["records"], result["shards"]) == (64, 2)
+  manifest = json.loads((latents / "manifest.json").read_text())
+  assert manifest["vae"] == {"workdir": str(vae), "step": 4}
+  assert not (latents / "partial").exists()
+  before = {p: p.stat().st_mtime_ns for p in latents.glob("shard-*")}
+  out, _ = run(
+    "prepare",
+    f"--config={CONFIG}:stage=prepare,debug",
+    f"--config.vae.workdir={vae}",
+    f"--workdir={latents}",
+  )
+  assert "is whole already" in out
+  assert before == {p: p.stat().st_mtime_ns for p in latents.glob("shard-*")}
+
+
+def test_the_same_seed_draws_the_same_bytes(flow, tmp_path):
+  for name in ("a.mp4", "b.mp4"):
+    run(
+      "sample",
+      f"--workdir={flow}",
+      f"--prompt={CAPTION}",
+      f"--out={tmp_path / name}",
+      *SAMPLE,
+    )
+  assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+  video, fps = video_io.read_video(tmp_path / "a.mp4")
+  assert (video.shape, fps) == ((5, 16, 16, 3), 8)
+  metadata = video_io.read_metadata(tmp_path / "a.mp4")
+  assert metadata["prompt"] == CAPTION
+  assert (metadata["step"], metadata["seed"]) == (4, 3)
+
+
+def test_one_frame_of_each_prompt_of_a_file_is_a_picture(flow, tmp_path):
+  (tmp_path / "prompts.txt").write_text(f"{CAPTION}\n\nthe digit one\n")
+  run(
+    "sample",
+    f"--workdir={flow}",
+    f"--prompts={tmp_path}/prompts.txt",
+    f"--out={tmp_path}/drawn",
+    "--num_frames=1",
+    "--num_steps=2",
+    f"--json={tmp_path}/result.json",
+  )
+  result = json.loads((tmp_path / "result.json").read_text())
+  files = sorted((tmp_path / "drawn").iterdir())
+  assert result["files"] == [str(file) for file in files]
+  pictures = [video_io.read_video(file)[0] for file in files]
+  assert [p.shape for p in pictures] == [(1, 16, 16, 3)] * 2
+  assert np.any(pictures[0] != pictures[1])
+  captions = [video_io.read_metadata(file)["prompt"] for file in files]
+  assert captions == [CAPTION, "the digit one"]
+
+
+def test_a_prompt_of_other_bytes_is_one_line(flow, tmp_path):
+  _, err = run(
+    "sample",
+    f"--workdir={flow}",
+    b"--prompt=five \xff",
+    f"--out={tmp_path}/x.mp4",
+    *SAMPLE,
+    status=2,
+  )
+  assert "not valid UTF-8 at character 5" in err
+  assert err.count("\n") == 1
+
+
+def test_a_run_of_another_model_is_one_line(flow):
+  process = start(
+    "train", f"--config={CONFIG}:debug", f"--workdir={flow}", *SHORT
+  )
+  _, err = process.communicate(timeout=100)
+  assert process.returncode == 2
+  assert b"data.path is" in err
+  assert err.count(b"\n") == 1
+
+
+def test_a_killed_run_ends_as_one_that_never_was(tmp_path):
+  whole, killed = tmp_path / "whole", tmp_path / "killed"
+  arguments = [
+    "--config.total_steps=60",
+    "--config.save_every_steps=10",
+    "--config.show_every_steps=1000",
+  ]
+  job = ["train", f"--config={CONFIG}:debug", *arguments]
+  run(*job, f"--workdir={whole}")
+  process = start(*job, f"--workdir={killed}")
+  while not checkpoint.whole_steps(killed / "checkpoints"):
+    assert process.poll() is None
+    time.sleep(0.01)
+  os.kill(process.pid, signal.SIGKILL)
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+  assert checkpoint.whole_steps(killed / "checkpoints")[-1] < 60
+  out, _ = run(*job, f"--workdir={killed}")
+  assert "resumed from step" in out
+  one, two = runs.read_arrays(whole), runs.read_arrays(killed)
+  assert one.keys() == two.keys() == {"params", "ema", "opt_state", "step"}
+  for name, arrays in one.items():
+    for path, array in arrays.items():
+      np.testing.assert_array_equal(array, two[name][path], err_msg=path)

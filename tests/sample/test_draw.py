@@ -1,0 +1,79 @@
+"""Drawing from a run: what it does not take is one line, as is no run."""
+
+import numpy as np
+import pytest
+
+from goku_jax import config, job
+from goku_jax.sample import draw, restore
+from goku_jax.train import __main__ as train_main
+from tests import runs
+
+CAPTION = "the digit five moves left"
+SETTINGS = dict(num_frames=5, num_steps=1, guidance_scale=1.0, seed=0)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("flow")
+  found = runs.read_config(
+    total_steps=2, save_every_steps=2, show_every_steps=100
+  )
+  train_main.main(found, str(folder))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def run(workdir):
+  return restore.restore(workdir)
+
+
+def test_videos_have_the_size_of_training_or_the_one_asked_for(run):
+  (video,) = draw.draw(run, [CAPTION], **SETTINGS)
+  assert video.shape == (5, 16, 16, 3)
+  assert video.dtype == np.uint8
+  (video,) = draw.draw(run, [CAPTION], size=(8, None), **SETTINGS)
+  assert video.shape == (5, 8, 16, 3)
+
+
+@pytest.mark.parametrize(
+  ("settings", "says"),
+  [
+    ({"num_frames": 16}, "nearest are 13 and 17"),
+    ({"size": (18, None)}, "height=18 is not a multiple of 4"),
+    ({"size": (None, 2)}, "width=2 is not a multiple of 4"),
+    ({"solver": "rk4"}, "solver='rk4' is not one of"),
+    ({"captions": ["a" * 10_000]}, "has 2501 tokens"),
+  ],
+)
+def test_what_the_model_does_not_take_is_said(run, settings, says):
+  captions = settings.get("captions", [CAPTION])
+  settings = {k: v for k, v in settings.items() if k != "captions"}
+  with pytest.raises(job.UserError, match=says):
+    draw.draw(run, captions, **SETTINGS | settings)
+
+
+def test_a_folder_without_a_run_or_a_checkpoint_is_said(workdir, tmp_path):
+  with pytest.raises(job.UserError, match="holds no run"):
+    restore.restore(tmp_path)
+  (tmp_path / "config.json").write_bytes((workdir / "config.json").read_bytes())
+  with pytest.raises(job.UserError, match="no whole checkpoint: train first"):
+    restore.restore(tmp_path)
+  with pytest.raises(job.UserError, match="weights='emma' is not one of"):
+    restore.restore(workdir, weights="emma")
+  with pytest.raises(job.UserError, match="whole steps"):
+    restore.restore(workdir, step=7)
+
+
+def test_an_autoencoder_cannot_be_sampled(tmp_path):
+  config.save_config(tmp_path, runs.read_config("vae"))
+  with pytest.raises(job.UserError, match="run of stage=vae; sampling needs"):
+    restore.restore(tmp_path)
+
+
+def test_raw_and_averaged_parameters_are_told_apart(workdir):
+  arrays = runs.read_arrays(workdir)
+  for name in restore.WEIGHTS:
+    found = restore.restore(workdir, weights=name).params
+    kernel = found["transformer"]["patch_in"]["kernel"]
+    want = arrays[name]["transformer.patch_in.kernel"]
+    np.testing.assert_array_equal(kernel, want)

@@ -1,0 +1,83 @@
+"""A sample is its own, whatever it is packed with and wherever it is drawn."""
+
+import jax
+import numpy as np
+import pytest
+
+from goku_jax.data import packing
+from goku_jax.parallel import mesh as meshes
+from goku_jax.sample.sampler import sample_latents
+from tests import runs
+
+CAPTIONS = [
+  "the digit five moves left",
+  "a picture of the digit one",
+  "the digit eight moves down right quickly",
+]
+SHAPES = [(5, 16, 16, 3), (1, 16, 16, 3), (5, 16, 16, 3)]
+SETTINGS = dict(seed=0, num_steps=2, guidance_scale=3.0, max_text=32)
+WIDE = packing.Capacity(200, 80, 8)  # all three in one pack
+
+
+@pytest.fixture(scope="module")
+def model():
+  return runs.flow_model(runs.flow_batch())
+
+
+@pytest.fixture(scope="module")
+def drawn(model):
+  return draw(model)
+
+
+def draw(model, which=(0, 1, 2), capacity=WIDE, **more):
+  captions, shapes = CAPTIONS, SHAPES
+  return sample_latents(
+    *model,
+    [captions[i] for i in which],
+    [shapes[i] for i in which],
+    capacity=capacity,
+    indices=list(which),
+    **SETTINGS | more,
+  )
+
+
+def test_samples_have_the_shapes_asked_for(drawn):
+  assert [x.shape for x in drawn] == SHAPES
+  assert all(np.isfinite(x).all() for x in drawn)
+
+
+def test_other_pack_mates_change_no_sample(model, drawn):
+  alone = [draw(model, [i])[0] for i in range(3)]
+  turned = draw(model, [2, 1, 0])[::-1]
+  apart = draw(model, capacity=packing.Capacity(80, 40, 1))
+  for others in (alone, turned, apart):
+    for one, other in zip(drawn, others, strict=True):
+      np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_eight_devices_draw_what_one_does(model, drawn):
+  mesh = meshes.make_mesh(1, 8)
+  net, params = model
+  with meshes.use(mesh):
+    copies = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    shared = draw((net, jax.device_put(params, copies)))
+  for one, other in zip(drawn, shared, strict=True):
+    np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_the_seed_and_the_caption_decide(model, drawn):
+  again = draw(model)
+  for one, two in zip(drawn, again, strict=True):
+    np.testing.assert_array_equal(one, two)
+  assert np.abs(draw(model, seed=1)[0] - drawn[0]).max() > 0.1
+  others = sample_latents(
+    *model, ["the digit two moves up"] * 3, SHAPES, capacity=WIDE, **SETTINGS
+  )
+  assert np.abs(others[0] - drawn[0]).max() > 1e-3
+
+
+def test_equal_captions_have_noise_of_their_own(model):
+  one, two = sample_latents(
+    *model, CAPTIONS[:1] * 2, SHAPES[:1] * 2, capacity=WIDE, **SETTINGS
+  )
+  assert np.abs(one - two).max() > 0.1

@@ -1,0 +1,75 @@
+"""Every experiment builds, locks, prints as JSON, and makes its model."""
+
+import json
+
+import jax
+import pytest
+
+from goku_jax import config, files
+from goku_jax.models import vae
+from goku_jax.sample.codec import Codec
+from goku_jax.sample.restore import make_model
+from goku_jax.typing import UserError
+from tests import runs
+
+STAGES = ("flow", "vae", "prepare")
+FILES = sorted(
+  path
+  for path in (runs.ROOT / "configs").glob("*.py")
+  if path.name != "common.py"
+)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_experiment_has_a_default(path):
+  assert config.read_config(str(path)).is_locked
+
+
+@pytest.mark.parametrize("arg", ["", ",debug"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_builds_locks_and_prints(stage, arg):
+  found = config.read_config(
+    f"{runs.ROOT}/configs/digits.py:stage={stage}{arg}"
+  )
+  assert found.is_locked
+  assert found.stage == stage
+  text = files.to_json(found.to_dict())
+  assert config.flatten(json.loads(text)).keys() == (
+    config.flatten(found.to_dict()).keys()
+  )
+  with pytest.raises(AttributeError, match="locked"):
+    found.optimizer = 1
+
+
+@pytest.mark.parametrize("arg", ["", ",debug"])
+def test_the_models_of_a_config_can_be_made(arg):
+  spec = f"{runs.ROOT}/configs/digits.py:stage="
+  flow = make_model(config.read_config(f"{spec}flow{arg}"), Codec(channels=8))
+  assert flow.config.latent_channels == 8
+  assert vae.make_vae(**config.read_config(f"{spec}vae{arg}").model)
+
+
+def test_warm_up_follows_an_override_of_the_total():
+  assert runs.read_config(total_steps=200).optim.warmup_steps == 10
+
+
+@pytest.mark.parametrize(
+  ("arg", "says"),
+  [
+    ("stage=flo", "stage='flo' is not one of"),
+    ("dbug", "unknown config arg 'dbug'; known: "),
+  ],
+)
+def test_a_wrong_argument_is_one_line(arg, says):
+  with pytest.raises(UserError, match=says) as error:
+    config.read_config(f"{runs.ROOT}/configs/digits.py:{arg}")
+  assert "\n" not in str(error.value)
+
+
+def test_debug_runs_are_small():
+  task_sizes = (
+    runs.read_config().total_steps,
+    runs.read_config("vae").total_steps,
+  )
+  assert max(task_sizes) <= 20
+  assert len(jax.devices()) % runs.read_config().data.num_packs == 0

@@ -1,0 +1,191 @@
+"""The step: parts and devices change nothing; one compile; averages, clip."""
+
+import functools
+import itertools
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from goku_jax.data import packing
+from goku_jax.parallel import batch as batches
+from goku_jax.parallel import mesh as meshes
+from goku_jax.parallel import rules
+from goku_jax.parallel.attention import shard_attention
+from goku_jax.train import step as steps
+from goku_jax.train.flow_loss import flow_loss
+from goku_jax.train.optimizer import make_optimizer
+from tests import runs
+
+LOSS = dict(time_sampler="logit_normal", time_shift=2.0, caption_drop_rate=0.4)
+OPTIM = runs.read_config().optim.to_dict()
+
+
+@pytest.fixture(scope="module")
+def batch():
+  """Eight packs of unequal counts, one of them empty."""
+  whole = runs.flow_batch(num_packs=8)
+  n = int((whole["sample_index_BG"] >= 0).sum())
+  edges = [0, 1, 3, 4, 9, 12, 14, n]
+  members = [range(a, b) for a, b in itertools.pairwise(edges)]
+  batch = runs.repack(whole, members, capacity=packing.Capacity(1000, 320, 24))
+  empty = {k: np.zeros_like(x[:1]) for k, x in batch.items()}
+  empty["sample_index_BG"] -= 1
+  return {k: np.concatenate([x, empty[k]]) for k, x in batch.items()}
+
+
+@pytest.fixture(scope="module")
+def start(batch):
+  return runs.flow_model(batch)
+
+
+def step_fn(model, tx, **more):
+  loss_fn = functools.partial(flow_loss, model=model, **LOSS)
+  settings = dict(loss_fn=loss_fn, tx=tx, ema_decay=0.999) | more
+  return functools.partial(steps.train_step, **settings)
+
+
+def assert_same_state(one, two, rtol):
+  """Relative to the size of each array."""
+  pairs = zip(
+    jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(two), strict=True
+  )
+  for (path, a), b in pairs:
+    a, b = np.asarray(a), np.asarray(b)
+    error = np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-12)
+    assert error < rtol, (jax.tree_util.keystr(path), error)
+
+
+def test_parts_of_unequal_counts_give_the_update_of_the_whole(batch, start):
+  model, params = start
+  counts = (batch["sample_index_BG"] >= 0).sum(1)
+  assert len({*counts[::2], *counts[1::2]}) > 3
+  tx = optax.sgd(1.0)  # the update is the gradient itself
+  results = {}
+  for micro_batches in (1, 2, 4):
+    fn = jax.jit(step_fn(model, tx, micro_batches=micro_batches))
+    state, metrics = fn(steps.init_state(params, tx), batch, jax.random.key(0))
+    update = jax.tree.map(jnp.subtract, state.params, params)
+    results[micro_batches] = metrics, update
+  for micro_batches in (2, 4):
+    for one, two in zip(results[micro_batches], results[1], strict=True):
+      assert_same_state(one, two, 1e-5)
+
+
+@pytest.mark.parametrize("axes", [(1, 8), (2, 4)])
+def test_eight_devices_do_what_one_does(batch, start, axes):
+  model, params = start
+  tx = make_optimizer(total_steps=100, **OPTIM)
+  rng = jax.random.key(0)
+  fn = jax.jit(step_fn(model, tx))
+  alone, losses = steps.init_state(params, tx), []
+  for _ in range(3):
+    alone, metrics = fn(alone, batch, rng)
+    losses.append(float(metrics["loss"]))
+
+  mesh = meshes.make_mesh(*axes)
+  sharded = type(model)(
+    model.config, model.text_config, shard_attention(model.attention_fn, mesh)
+  )
+  with meshes.use(mesh):
+    state = steps.init_state(params, tx)
+    placed = rules.shardings(mesh, state)
+    state = jax.device_put(state, placed)
+    inner = step_fn(sharded, tx)
+    fn = jax.jit(
+      chex.assert_max_traces(lambda *args: inner(*args), n=1),
+      out_shardings=(placed, None),
+      donate_argnums=0,
+    )
+    placed_batch = batches.place(mesh, batch)
+    for loss in losses:
+      before = state
+      state, metrics = fn(state, placed_batch, rng)
+      np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+      assert all(x.is_deleted() for x in jax.tree.leaves(before.params))
+    assert fn._cache_size() == 1
+    assert jax.tree.map(lambda x: x.sharding, state) == placed
+  assert_same_state(state.params, alone.params, 1e-5)
+  assert_same_state(state.ema, alone.ema, 1e-5)
+
+
+def toy_loss(params, batch, rng):
+  """Squared distance of each number of the batch from one parameter."""
+  del rng
+  square = jnp.square(batch["x"] - params["w"])
+  n = jnp.float32(square.size)
+  return square.sum(), {"loss": (square.sum(), n)}
+
+
+def toy_run(tx, num_steps, ema_decay=0.999):
+  state = steps.init_state({"w": jnp.float32(0)}, tx)
+  states = []
+  for _ in range(num_steps):
+    state, metrics = steps.train_step(
+      state,
+      {"x": jnp.array([1.0, 3.0])},
+      jax.random.key(0),
+      loss_fn=toy_loss,
+      tx=tx,
+      ema_decay=ema_decay,
+    )
+    states.append((state, metrics))
+  return states
+
+
+def test_loss_and_gradient_are_means_over_samples():
+  (state, metrics), *_ = toy_run(optax.sgd(1.0), 1)
+  assert metrics["loss"] == 5.0  # (1 + 9) / 2
+  assert metrics["grad_norm"] == 4.0
+  assert state.params["w"] == 4.0
+  assert state.step == 1
+
+
+@pytest.mark.parametrize("decay", [0.999, 0.2])
+def test_the_average_forgets_as_its_formula_says(decay):
+  ema = 0.0
+  for k, (state, _) in enumerate(toy_run(optax.sgd(0.1), 12, decay)):
+    d = min(decay, (1 + k) / (10 + k))
+    ema = d * ema + (1 - d) * float(state.params["w"])
+    np.testing.assert_allclose(state.ema["w"], ema, rtol=1e-5)
+
+
+def test_no_samples_move_nothing():
+  state = steps.init_state({"w": jnp.float32(2)}, optax.sgd(1.0))
+  state, metrics = steps.train_step(
+    state,
+    {"x": jnp.zeros((0,))},
+    jax.random.key(0),
+    loss_fn=toy_loss,
+    tx=optax.sgd(1.0),
+    ema_decay=0.9,
+  )
+  assert state.params["w"] == 2
+  assert metrics["loss"] == 0
+
+
+@pytest.mark.slow
+def test_one_batch_is_learned_by_heart():
+  batch = runs.flow_batch(num_packs=1)
+  batch = runs.repack(batch, [[0]])
+  model, params = runs.flow_model(batch)
+  tx = optax.adam(3e-3)
+  fn = jax.jit(step_fn(model, tx))
+  state, losses = steps.init_state(params, tx), []
+  for _ in range(1500):
+    state, metrics = fn(state, batch, jax.random.key(0))
+    losses.append(float(metrics["loss"]))
+  assert min(losses) < losses[0] / 10
+
+
+@pytest.mark.parametrize("stage", ["flow", "vae"])
+def test_one_step_gives_the_golden_numbers(stage):
+  want = json.loads((runs.ROOT / f"tests/golden/{stage}.json").read_text())
+  found = runs.golden_step(stage)
+  assert found.keys() == want.keys()
+  for name, value in found.items():
+    np.testing.assert_allclose(value, want[name], rtol=1e-4, err_msg=name)

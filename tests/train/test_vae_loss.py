@@ -1,0 +1,77 @@
+"""The autoencoder's loss by hand, and the same whatever the batch."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from goku_jax.data import digits, pipeline
+from goku_jax.models import vae
+from goku_jax.train.vae_loss import vae_loss
+from tests import runs
+
+LOSS = dict(kl_weight=1e-3, l2_weight=1.0)
+
+
+@pytest.fixture(scope="module")
+def batch():
+  raw = digits.Digits(num_frames=5, canvas=16, num_samples=64)
+  settings = dict(seed=0, first_step=0, num_steps=1)
+  return next(pipeline.vae_batches(raw, num_clips=3, num_images=4, **settings))
+
+
+@pytest.fixture(scope="module")
+def loss_of(batch):
+  model = vae.make_vae("debug")
+  init = lambda rng, video: model.init(rng, video)["params"]
+  shape = jnp.zeros(batch["video_BTHWC"].shape)
+  params = runs.stirred(jax.jit(init)(jax.random.key(0), shape))
+  fn = jax.jit(functools.partial(vae_loss, model=model, **LOSS))
+  return lambda batch: fn(params, batch, jax.random.key(0))
+
+
+def taken(batch, clips, images):
+  rows = {"video": clips, "image": images}
+  return {name: x[rows[name.split("_")[0]]] for name, x in batch.items()}
+
+
+def test_a_sample_has_the_same_loss_in_any_batch(batch, loss_of):
+  whole, sums = loss_of(batch)
+  alone = [loss_of(taken(batch, [i], []))[0] for i in range(3)]
+  alone += [loss_of(taken(batch, [], [i]))[0] for i in range(4)]
+  np.testing.assert_allclose(sum(alone), whole, rtol=1e-5)
+  turned, _ = loss_of(taken(batch, [2, 0, 1], [3, 1, 0, 2]))
+  np.testing.assert_allclose(turned, whole, rtol=1e-5)
+  assert sums["loss"][1] == 7
+  np.testing.assert_allclose(sums["loss"][0], whole, rtol=1e-6)
+
+
+def test_the_draw_belongs_to_the_visit(batch, loss_of):
+  other = {**batch, "video_visit_B": batch["video_visit_B"] + 1}
+  assert loss_of(other)[0] != loss_of(batch)[0]
+
+
+class Fixed:
+  """An autoencoder that always says 0.5, with a known posterior."""
+
+  def latent_shape(self, shape):
+    return (*shape[:1], 1, 1, 1, 2)
+
+  def apply(self, variables, video, eps):
+    latents = jnp.ones(eps.shape)
+    return jnp.full(video.shape, 0.5), 2 * latents, -latents
+
+
+def test_the_loss_is_l1_l2_and_kl(batch):
+  black = {**batch, "video_BTHWC": 0 * batch["video_BTHWC"]}
+  black["image_BTHWC"] = 0 * batch["image_BTHWC"]
+  total, sums = vae_loss(
+    {}, jax.tree.map(jnp.asarray, black), jax.random.key(0), model=Fixed(),
+    kl_weight=0.1, l2_weight=2.0,
+  )  # fmt: skip
+  kl = 0.5 * (4 + np.exp(-1) - 1 + 1)
+  np.testing.assert_allclose(total / 7, 1.5 + 2 * 2.25 + 0.1 * kl, rtol=1e-5)
+  psnr, n = sums["psnr_image"]
+  np.testing.assert_allclose(psnr / n, 10 * np.log10(4 / 2.25), rtol=1e-5)

@@ -31,6 +31,6 @@ def shifted(t: Float[Array, "*n"], shift) -> Float[Array, "*n"]:
   return t / (shift + (1 - shift) * t)
 
 
-def spaced(num_steps: int, shift: float = 1.0) -> Float[Array, " edges"]:
+def spaced(num_steps: int, shift=1.0) -> Float[Array, " edges"]:
   """`num_steps + 1` rising times from 0 to 1, evenly spaced, then shifted."""
   return shifted(jnp.linspace(0.0, 1.0, num_steps + 1), shift)

@@ -47,7 +47,7 @@ def train(config, workdir) -> dict:
       out_shardings=(placed, None),
       donate_argnames="state",
     )
-    rng = jax.device_put(rng)
+    rng = jax.device_put(rng, placed.step)  # a copy on every device
     first = int(state.step)
     with (
       job.preemption() as preempted,

@@ -10,15 +10,20 @@ from goku_jax.models import transformer
 P, E, CLASSES = 64, 24, 5  # 1x2x2 patches of 16 channels
 
 
-def _stir(params, seed=7, scale=0.1):
-  """`params` off their start: adaLN-Zero would hide most of the network."""
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(seed), len(leaves))
-  moved = [
-    x + scale * jax.random.normal(k, x.shape)
-    for x, k in zip(leaves, keys, strict=True)
-  ]
-  return jax.tree.unflatten(tree, moved)
+def _fill(shapes, seed=7):
+  """Parameters drawn by numpy, in no time, with nothing left at zero.
+
+  At its start adaLN-Zero would hide most of the network.
+  """
+  rng = np.random.default_rng(seed)
+
+  def draw(path, leaf):
+    name, x = path[-1].key, rng.standard_normal(leaf.shape, np.float32)
+    if name in ("kernel", "embedding"):
+      return jnp.asarray(x / np.sqrt(np.prod(leaf.shape[:-1])))
+    return jnp.asarray(0.1 * x + (name == "scale"))
+
+  return jax.tree.map_with_path(draw, shapes)
 
 
 def _sample(seed, grid, text=3, t=0.5, label=0, dropped=False):
@@ -68,8 +73,8 @@ def _pack(samples, *, L=32, S=16, G=4, empty=EMPTY):
 
 
 @pytest.fixture(scope="session")
-def stir():
-  return _stir
+def fill():
+  return _fill
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +89,7 @@ def pack():
 
 @pytest.fixture(scope="session")
 def make_model():
-  """`(model, stirred params)` of a debug network with text and classes."""
+  """`(model, params)` of a debug network with text and classes."""
 
   def make(**sizes):
     sizes = dict(text_width=E, num_classes=CLASSES) | sizes
@@ -93,8 +98,8 @@ def make_model():
     )
     model = transformer.Transformer(config)
     args, kwargs = _pack([_sample(0, (1, 2, 2))])
-    params = jax.jit(model.init)(jax.random.key(0), *args, **kwargs)["params"]
-    return model, _stir(params)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *args, **kwargs)
+    return model, _fill(shapes["params"])
 
   return make
 

@@ -14,10 +14,10 @@ POSITIONS = jnp.array([[0, 0, 1, 2, 3, 0, 1, 0]])
 
 
 @pytest.fixture(scope="module")
-def encode(stir):
+def encode(fill):
   model = text.ByteEncoder(CONFIG)
-  init = jax.jit(model.init)(jax.random.key(0), IDS, SEGMENTS, POSITIONS)
-  params = stir(init["params"])
+  init = jax.eval_shape(model.init, jax.random.key(0), IDS, SEGMENTS, POSITIONS)
+  params = fill(init["params"])
   return jax.jit(lambda *args: model.apply({"params": params}, *args))
 
 

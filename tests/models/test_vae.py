@@ -13,9 +13,11 @@ FRAMES, SIDE = 13, 8  # four latent frames of 2x2
 
 
 @pytest.fixture(scope="module")
-def params(stir):
-  init = jax.jit(MODEL.init)(jax.random.key(0), jnp.zeros((1, 5, 8, 8, 3)))
-  return stir(init["params"], scale=0.05)
+def params(fill):
+  init = jax.eval_shape(
+    MODEL.init, jax.random.key(0), jnp.zeros((1, 5, 8, 8, 3))
+  )
+  return fill(init["params"])
 
 
 @pytest.fixture(scope="module")

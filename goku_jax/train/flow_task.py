@@ -65,8 +65,8 @@ def _work(cfg, batch) -> tuple[float, int]:
   segments = count(batch["segment_ids_BL"])
   texts = count(batch["text_segment_ids_BS"])
   flops = costs.training_flops(
-    segments[segments > 0],
-    texts[texts > 0] if cfg.text_width else (),
+    segments[segments > 0].tolist(),
+    texts[texts > 0].tolist() if cfg.text_width else (),
     width=cfg.width,
     depth=cfg.depth,
     mlp_ratio=cfg.mlp_ratio,

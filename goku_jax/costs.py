@@ -43,7 +43,7 @@ def flow_flops(
   width: int,
   depth: int,
   patch_width: int,
-  mlp_ratio: float = 4,
+  mlp_ratio: int | float = 4,
   text_width: int = 0,
 ) -> float:
   """FLOPs of one forward of the flow transformer on packed segments.

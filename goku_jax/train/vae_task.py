@@ -47,7 +47,7 @@ def _work(model, batch) -> tuple[float, int]:
   """Training FLOPs of the convolutions, and latent positions."""
   shapes = [batch[f"{kind}_BTHWC"].shape for kind in KINDS]
   positions = sum(int(np.prod(model.latent_shape(s)[:-1])) for s in shapes)
-  return 3 * positions * model.config.flops_per_position, positions
+  return 3.0 * positions * model.config.flops_per_position, positions
 
 
 def _show(model, shown, params, ema):

@@ -1,6 +1,6 @@
 """Rotary positions on the (time, height, width) grid of tokens.
 
-Pairs are interleaved (2i, 2i+1) and turn by `position * 10000^(-2i / width)`;
+Pairs are interleaved (2i, 2i+1) and turn by `position * theta^(-2i / width)`;
 each grid axis owns a slice of the head. Positions are absolute integers, so a
 longer clip or a larger picture extrapolates (section 2.2; the split is
 CogVideoX's, arXiv:2408.06072, whose heads are as wide as Goku's).
@@ -8,8 +8,6 @@ CogVideoX's, arXiv:2408.06072, whose heads are as wide as Goku's).
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
-
-THETA = 10_000.0
 
 
 def axis_widths(head_width: int) -> tuple[int, int, int]:
@@ -25,12 +23,14 @@ def axis_widths(head_width: int) -> tuple[int, int, int]:
 
 
 def rope_tables(
-  positions_BL3: Int[Array, "B L 3"], head_width: int
+  positions_BL3: Int[Array, "B L 3"],
+  head_width: int,
+  theta: float = 10_000.0,
 ) -> tuple[Float[Array, "B L K"], Float[Array, "B L K"]]:
   """Cosines and sines of every channel's angle, each frequency twice."""
   angles = []
   for axis, width in enumerate(axis_widths(head_width)):
-    frequency = THETA ** (-jnp.arange(0, width, 2) / width)
+    frequency = theta ** (-jnp.arange(0, width, 2) / width)
     angle = positions_BL3[..., axis, None].astype(jnp.float32) * frequency
     angles.append(jnp.repeat(angle, 2, axis=-1))
   angle_BLK = jnp.concatenate(angles, -1)

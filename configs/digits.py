@@ -51,7 +51,7 @@ def training(config, *, total_steps, learning_rate, every_steps, schedule):
   config.keep = 2  # checkpoints
   config.log_every_steps = 1
   config.save_every_steps = every_steps
-  config.show_every_steps = 2 * every_steps
+  config.show_every_steps = 4 * every_steps
 
 
 def canvas(debug):
@@ -63,7 +63,7 @@ def vae(config, debug):
   """The autoencoder: 4x4x4 and 8 channels, for a canvas of 32 pixels."""
   training(
     config,
-    total_steps=20 if debug else 2500,
+    total_steps=20 if debug else 2200,
     learning_rate=2e-3,
     every_steps=5 if debug else 250,
     schedule="cosine",
@@ -84,7 +84,7 @@ def prepare(config, debug):
     step=config_dict.placeholder(int),  # of its checkpoints; the newest
   )
   config.data = dict(
-    digits=canvas(debug) | dict(num_samples=64 if debug else 24_000),
+    digits=canvas(debug) | dict(num_samples=64 if debug else 20_000),
   )
   config.records_per_shard = 32 if debug else 4_000
 
@@ -93,9 +93,9 @@ def flow(config, debug):
   """The joint flow model."""
   training(
     config,
-    total_steps=20 if debug else 4000,
+    total_steps=20 if debug else 3600,
     learning_rate=2e-3,
-    every_steps=5 if debug else 500,
+    every_steps=5 if debug else 400,
     schedule="cosine",
   )
   config.model = dict(
@@ -114,7 +114,7 @@ def flow(config, debug):
       text=80,
       segments=8,
     ),
-    num_packs=8 if debug else 16,  # a step, over all devices
+    num_packs=8,  # a step, over all devices
     lookahead=256 if debug else 1024,  # samples that are packed together
   )
   config.loss = dict(

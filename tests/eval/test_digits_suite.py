@@ -1,0 +1,85 @@
+"""The suite asks for every pair, and its files say what it returns."""
+
+import functools
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from goku_jax.data import digits as data
+from goku_jax.data import video_io
+from goku_jax.eval import digits, digits_suite
+from goku_jax.sample import restore
+from goku_jax.sample.codec import Codec
+from tests import runs
+
+SAMPLING = dict(num_steps=1, guidance_scale=1.0, shift=1.0)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+  """The suite in small, on the pixels of a model that was never trained."""
+  out = tmp_path_factory.mktemp("report")
+  model, params = runs.flow_model(runs.flow_batch())
+  run = restore.Restored(runs.read_config(), model, params, Codec(), 7)
+  with pytest.MonkeyPatch.context() as patch:
+    for name in ("NUM_HELD_OUT", "NUM_REAL", "NUM_UNTRAINED"):
+      patch.setattr(digits_suite, name, 3)
+    train_judge = functools.partial(digits.train_judge, num_steps=3)
+    patch.setattr(digits, "train_judge", train_judge)
+    result = digits_suite.run(run, out, num_videos=4, seed=0, sampling=SAMPLING)
+  return out, result
+
+
+@pytest.mark.parametrize("pairs", ["train", "held_out"])
+def test_every_pair_is_asked_for_in_turn_at_every_speed(pairs):
+  wanted = data.PAIRS[pairs]
+  asked = digits_suite.requests(3 * len(wanted), pairs)
+  assert [a[1:3] for a in asked] == 3 * list(wanted)
+  for digit, direction in wanted:
+    speeds = [a[3] for a in asked if a[1:3] == (digit, direction)]
+    spoken = {s for s in speeds if not np.isnan(s)}
+    still = direction == data.STILL
+    assert spoken == (set() if still else set(data.SPEEDS))
+    assert np.isnan(speeds).sum() == (3 if still else 1)
+  for caption, digit, direction, speed in asked:
+    spoken = None if np.isnan(speed) else speed
+    assert caption == data.prompt(digit, direction, spoken)
+
+
+def test_the_files_agree_with_the_result(report):
+  out, result = report
+  assert json.loads((out / "report.json").read_text()) == result
+  page = (out / "report.md").read_text()
+  assert all(words in page for words in digits.ROWS.values())
+  assert "not measured" not in page
+  numbers = [result[name]["num_videos"] for name in digits.ROWS]
+  assert numbers == [4, 3, 3, 3, 3]
+  assert (out / "contact_sheet.png").stat().st_size
+
+
+def test_samples_are_the_clips_that_were_asked_for(report):
+  files = sorted((report[0] / "samples").glob("*.mp4"))
+  captions = [a[0] for a in digits_suite.requests(4, "train")]
+  assert [f.stem for f in files] == sorted(
+    caption.replace(" ", "_") for caption in captions
+  )
+  for file in files:
+    video, fps = video_io.read_video(file)
+    assert (video.shape, fps) == ((5, 128, 128, 3), 8)
+
+
+def test_an_unknown_suite_is_one_line(tmp_path):
+  command = [sys.executable, "-m", "goku_jax.eval", "--suite=letters"]
+  done = subprocess.run(
+    [*command, f"--workdir={tmp_path}"],
+    cwd=runs.ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 2
+  assert "--suite=letters is not one of digits" in done.stderr
+  assert done.stderr.count("\n") == 1

@@ -1,0 +1,120 @@
+"""Prepared latents: whole or started again, in order, of unit variance."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from goku_jax import checkpoint, job
+from goku_jax.data import digits, sources
+from goku_jax.models import vae
+from goku_jax.prepare import latents
+from tests import runs
+
+NUM = 140  # more than are read at once, and no multiple of a chunk
+
+
+class Silent:
+  """Progress that nobody sees."""
+
+  def update(self, done):
+    self.done = done
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+  """A workdir of an untrained autoencoder, and what is in it."""
+  folder = tmp_path_factory.mktemp("vae")
+  config = runs.read_config("vae")
+  job.open_workdir(str(folder), config, same=())
+  model = vae.make_vae(**config.model)
+  init = jax.jit(model.init)
+  params = init(jax.random.key(0), np.zeros((1, 1, 16, 16, 3)))["params"]
+  with checkpoint.Checkpointer(folder / "checkpoints") as checkpointer:
+    checkpointer.save(2, {"ema": params}, {})
+  return folder, model, params
+
+
+def config_of(encoder):
+  return runs.read_config(
+    "prepare", vae__workdir=str(encoder[0]), data__digits__num_samples=NUM
+  )
+
+
+@pytest.fixture(scope="module")
+def prepared(encoder, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("latents")
+  return folder, latents.prepare(config_of(encoder), folder)
+
+
+def contents(folder):
+  return {f.name: f.read_bytes() for f in folder.iterdir() if f.is_file()}
+
+
+def test_records_are_those_of_the_samples_in_order(encoder):
+  _, model, params = encoder
+  raw = digits.Digits(num_frames=5, canvas=16, num_samples=NUM)
+  records = list(latents.encode(model, params, raw, Silent()))
+  assert len(records) == NUM
+  for i, record in enumerate(records):
+    frames = len(raw[i]["video"])
+    assert record["caption"] == raw[i]["caption"]
+    assert record["mean"].shape == ((frames - 1) // 4 + 1, 4, 4, 4)
+  for i in (0, 1, NUM - 1):  # alone, without padding
+    video = jnp.asarray(raw[i]["video"][None] / 127.5 - 1, jnp.float32)
+    alone = model.apply({"params": params}, video, method="encode")
+    for key, one in zip(("mean", "logvar"), alone, strict=True):
+      np.testing.assert_allclose(records[i][key], one[0], atol=1e-4)
+
+
+def test_a_finished_folder_is_left_as_it_is(encoder, prepared):
+  folder, result = prepared
+  before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+  assert latents.prepare(config_of(encoder), folder) == result
+  assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+
+
+def test_interrupted_work_starts_again(
+  encoder, prepared, tmp_path, monkeypatch
+):
+  encode = latents.encode
+
+  def broken(*args):
+    yield from itertools.islice(encode(*args), 40)
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(latents, "encode", broken)
+    with pytest.raises(KeyboardInterrupt):
+      latents.prepare(config_of(encoder), tmp_path)
+  assert list((tmp_path / "partial").glob("shard-*"))
+  assert not (tmp_path / sources.MANIFEST).exists()
+  assert latents.prepare(config_of(encoder), tmp_path) == prepared[1]
+  assert contents(tmp_path) == contents(prepared[0])
+  assert not (tmp_path / "partial").exists()
+
+
+def test_what_training_draws_has_unit_variance(prepared):
+  source = sources.Latents(prepared[0])
+  samples = [source[i] for i in range(NUM)]
+  mean, logvar = (
+    np.concatenate([s[k].reshape(-1, 4) for s in samples])
+    for k in ("mean", "logvar")
+  )
+  np.testing.assert_allclose(mean.mean(0), 0, atol=1e-3)
+  variance = mean.var(0) + np.exp(logvar).mean(0)
+  np.testing.assert_allclose(variance, 1, atol=1e-3)
+
+
+def test_a_workdir_without_an_autoencoder_is_a_user_error(tmp_path):
+  with pytest.raises(job.UserError, match=r"set --config\.vae\.workdir"):
+    latents.load_vae(None, None)
+  with pytest.raises(job.UserError):
+    latents.load_vae(str(tmp_path / "missing"), None)
+  for stage, words in (("flow", "stage=flow"), ("vae", "train first")):
+    folder = tmp_path / stage
+    job.open_workdir(str(folder), runs.read_config(stage), same=())
+    with pytest.raises(job.UserError, match=words):
+      latents.load_vae(str(folder), None)

@@ -12,7 +12,9 @@ X = np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32) + 2
 
 def test_layer_norm_has_mean_zero_and_variance_one():
   expected = (X - X.mean(-1, keepdims=True)) / X.std(-1, keepdims=True)
-  np.testing.assert_allclose(layers.layer_norm(X), expected, atol=1e-4)
+  np.testing.assert_allclose(
+    layers.layer_norm(jnp.asarray(X)), expected, atol=1e-4
+  )
 
 
 def test_norms_of_zeros_are_zeros_with_finite_gradients():

@@ -103,7 +103,7 @@ def flow(config, debug):
     text=dict(width=32 if debug else 64, depth=1, num_heads=2),
     dtype="float32",
   )
-  # Patches of 16x16 pixels of the canvas, as Goku's (8x8 VAE, 2x2 patch).
+  # On latents a token covers 16x16 pixels, as Goku's does (8x8 VAE, 2x2 patch).
   config.model.patch_size = (1, 4, 4)
   config.data = dict(
     path=config_dict.placeholder(str),  # latents by prepare; pixels without

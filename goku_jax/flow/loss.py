@@ -1,8 +1,8 @@
 """The flow-matching loss of packed samples.
 
 The squared error of the velocity is averaged within each sample, then over
-samples, so a picture of 256 tokens weighs as much as a long clip (paper.md's
-default, after PixelFlow, arXiv:2504.07963). The second average is left to the
+samples, so a picture of 256 tokens weighs as much as a long clip (after
+PixelFlow, arXiv:2504.07963). The second average is left to the
 training step, which alone knows how many samples there are on all devices.
 """
 

@@ -17,6 +17,11 @@ from goku_jax import job
 def main(config, workdir):
   """Returns counts and statistics of the latents."""
   started = time.perf_counter()
+  if config.get("stage") != "prepare":
+    raise job.UserError(
+      f"config.stage={config.get('stage')!r} prepares nothing: use"
+      " --config=configs/digits.py:stage=prepare"
+    )
   job.open_workdir(workdir, config, same=("seed", "data", "vae"))
   from goku_jax.prepare import latents  # jax is slow to import
 

@@ -16,7 +16,7 @@ import numpy as np
 from goku_jax.data import packing, schema, tokenize
 from goku_jax.flow import guidance, noise, solver, times
 
-NUM_PACKS = 8  # integrated at once; a device count that divides 8 shares them
+NUM_PACKS = 8  # integrated at once; under a mesh its devices share them
 
 
 def sample_latents(

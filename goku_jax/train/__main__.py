@@ -15,6 +15,10 @@ from goku_jax import job
 def main(config, workdir):
   """Returns the metrics of the last step."""
   started = time.perf_counter()
+  if config.get("stage") not in ("flow", "vae"):
+    raise job.UserError(
+      f"config.stage={config.get('stage')!r} is not trained: use flow or vae"
+    )
   job.open_workdir(
     workdir, config, same=("stage", "seed", "model", "data", "loss", "optim")
   )

@@ -25,7 +25,10 @@ def make_task(config, mesh, workdir) -> Task:
     source = sources.Latents(data.path)
     folder = pathlib.Path(workdir) / codecs.FOLDER
     if jax.process_index() == 0 and not folder.exists():
-      shutil.copytree(pathlib.Path(data.path) / codecs.FOLDER, folder)
+      partial = folder.with_suffix(".partial")  # a kill may cut the copy short
+      shutil.rmtree(partial, ignore_errors=True)
+      shutil.copytree(pathlib.Path(data.path) / codecs.FOLDER, partial)
+      partial.rename(folder)
   else:
     source = sources.Pixels(digits.Digits(seed=config.seed, **data.digits))
   codec = codecs.load_codec(data.path or workdir)

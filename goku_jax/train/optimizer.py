@@ -28,7 +28,7 @@ def make_optimizer(
   weight_decay: float,
   clip_norm: float,
 ) -> optax.GradientTransformation:
-  """The update rule. Paper.md section 10 has the defaults' grounds."""
+  """The update rule; the paper gives none, so every value is the config's."""
   return optax.chain(
     optax.clip_by_global_norm(clip_norm),
     optax.adamw(

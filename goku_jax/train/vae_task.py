@@ -44,7 +44,7 @@ def make_task(config, mesh, workdir) -> Task:
 
 
 def _work(model, batch) -> tuple[float, int]:
-  """Training FLOPs of the convolutions, and latent positions."""
+  """Training FLOPs of a batch, and its latent positions."""
   shapes = [batch[f"{kind}_BTHWC"].shape for kind in KINDS]
   positions = sum(int(np.prod(model.latent_shape(s)[:-1])) for s in shapes)
   return 3.0 * positions * model.config.flops_per_position, positions

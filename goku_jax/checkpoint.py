@@ -120,7 +120,7 @@ class Checkpointer:
       self._orbax.wait_until_finished()
       if jax.process_index() == 0:
         manifest.write(path, record)
-        manifest.sync_folder(self.folder)
+        manifest.sync(self.folder)
         self._remove_old(int(path.name))
 
   def _remove_old(self, saved):

@@ -88,12 +88,12 @@ def write_whole(path, data: bytes):
     file.flush()
     os.fsync(file.fileno())
   os.replace(temporary, path)
-  sync_folder(pathlib.Path(path).parent)
+  sync(pathlib.Path(path).parent)
 
 
-def sync_folder(folder):
-  """Returns once the names in a folder are on the disk."""
-  descriptor = os.open(folder, os.O_RDONLY)
+def sync(path):
+  """Returns once a file, or the names in a folder, are on the disk."""
+  descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
   finally:
@@ -101,11 +101,7 @@ def sync_folder(folder):
 
 
 def _describe_file(path):
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
+  sync(path)
   return {"size": path.stat().st_size, "sha256": digest_file(path)}
 
 

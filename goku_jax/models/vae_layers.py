@@ -25,7 +25,6 @@ class CausalConv(nn.Module):
   """
 
   channels: int
-  kernel_init: Any = nn.initializers.lecun_normal()
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -33,7 +32,9 @@ class CausalConv(nn.Module):
     self, x_BTHWC: Float[Array, "B T H W C"]
   ) -> Float[Array, "B T H W D"]:
     shape = (3, 3, 3, x_BTHWC.shape[-1], self.channels)
-    kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(
+      self.dtype
+    )
     bias = self.param("bias", nn.initializers.zeros_init(), shape[-1:])
     x_BTHWC = x_BTHWC.astype(self.dtype)
     if self.has_variable("context", "frames"):

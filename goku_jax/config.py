@@ -200,12 +200,15 @@ def _tuples(tree):
   return tree
 
 
-def open_workdir(workdir, config, *, same):
+def check_workdir(workdir, config, *, same):
   """Makes the run's folder, or checks that the run in it is this one.
+
+  Nothing is saved: a start that is refused later leaves a run as it was, and
+  an empty folder free. `save_config` comes when nothing can refuse any more.
 
   Args:
     workdir: folder of the run.
-    config: of this start; saved.
+    config: of this start.
     same: dotted keys or sections that make the run what it is. They may not
       change when a run resumes; all the others may.
   """
@@ -227,4 +230,3 @@ def open_workdir(workdir, config, *, same):
         f"--workdir={workdir} holds another run: "
         f"{', '.join(differing[:3])}{more}; choose another --workdir"
       )
-  save_config(workdir, config)

@@ -31,7 +31,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from goku_jax import config as configs
-from goku_jax.config import load_config, open_workdir
+from goku_jax.config import check_workdir, load_config, save_config
 from goku_jax.files import make_folder, to_json, write_json
 from goku_jax.metrics import Progress, Writers
 from goku_jax.typing import UserError
@@ -41,11 +41,12 @@ __all__ = [
   "Progress",
   "UserError",
   "Writers",
+  "check_workdir",
   "load_config",
   "make_folder",
-  "open_workdir",
   "preemption",
   "run",
+  "save_config",
   "write_json",
 ]
 

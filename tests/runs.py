@@ -6,7 +6,6 @@ Imported as `from tests import runs`.
 import functools
 import json
 import pathlib
-import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -107,8 +106,7 @@ def golden_step(stage) -> dict:
   """What one step of the debug config does, as numbers."""
   found = read_config(stage)
   mesh = jax.make_mesh((1, 1), ("replica", "fsdp"), devices=jax.devices()[:1])
-  with tempfile.TemporaryDirectory() as workdir:
-    task = loop.TASKS[stage](found, mesh, workdir)
+  task = loop.TASKS[stage](found, mesh)
   batch = next(task.batches(0))
   rng = jax.random.key(found.seed)
   params = stirred(jax.jit(task.init_params)(rng, batch), 0.02)

@@ -29,9 +29,10 @@ flags.DEFINE_string("fail", None, "how to end")
 
 
 def main(config, workdir, prompt, num_frames, fail=None):
-  job.open_workdir(workdir, config, same=("model", "seed"))
+  job.check_workdir(workdir, config, same=("model", "seed"))
   if fail == "user":
     raise job.UserError("two lines\\nof advice")
+  job.save_config(workdir, config)
   if fail == "crash":
     raise RuntimeError("a fault of ours")
   if fail == "wait":
@@ -212,7 +213,7 @@ def test_a_mistake_is_one_line_and_status_2(folder, args, words):
   assert done.returncode == 2, done.stderr
   assert len(done.stderr.splitlines()) == 1, done.stderr
   assert words in done.stderr
-  assert not (folder / "run/config.json").exists() or "--fail=user" in args
+  assert not (folder / "run/config.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -300,18 +301,19 @@ def test_a_workdir_of_another_model_is_refused_and_kept(tmp_path):
     dict(seed=0, total_steps=9, model=dict(width=32, size=(1, 2)), modelled=1)
   )
   same = ("model", "seed")
-  job.open_workdir(tmp_path, config, same=same)
+  job.check_workdir(tmp_path, config, same=same)
+  assert not list(tmp_path.iterdir())
+  job.save_config(tmp_path, config)
   config.total_steps, config.modelled = 20, 2  # may change
-  job.open_workdir(tmp_path, config, same=same)
-  assert job.load_config(tmp_path).total_steps == 20
+  job.check_workdir(tmp_path, config, same=same)
   config.model.width = 64
   config.model.size = (1, 3)
   config.total_steps = 30
   with pytest.raises(job.UserError) as error:
-    job.open_workdir(tmp_path, config, same=same)
+    job.check_workdir(tmp_path, config, same=same)
   assert "model.width is 32 there and 64 here" in str(error.value)
   assert "model.size is (1, 2) there and (1, 3) here" in str(error.value)
-  assert job.load_config(tmp_path).total_steps == 20
+  assert job.load_config(tmp_path).total_steps == 9
 
 
 def test_a_workdir_without_a_run_or_with_a_broken_one_is_a_mistake(tmp_path):

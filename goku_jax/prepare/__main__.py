@@ -22,7 +22,7 @@ def main(config, workdir):
       f"config.stage={config.get('stage')!r} prepares nothing: use"
       " --config=configs/digits.py:stage=prepare"
     )
-  job.open_workdir(workdir, config, same=("seed", "data", "vae"))
+  job.check_workdir(workdir, config, same=("seed", "data", "vae"))
   from goku_jax.prepare import latents  # jax is slow to import
 
   result = latents.prepare(config, workdir)

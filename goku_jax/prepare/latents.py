@@ -23,6 +23,7 @@ def prepare(config, workdir) -> dict:
     return _summary(sources.Latents(folder))
   model, sizes, params, step = load_vae(**config.vae)
   raw = digits.Digits(seed=config.seed, **config.data.digits)
+  job.save_config(folder, config)
   with job.Progress(len(raw), 0, "prepare") as progress:
     manifest = sources.write_shards(
       folder / "partial",

@@ -19,7 +19,7 @@ def main(config, workdir):
     raise job.UserError(
       f"config.stage={config.get('stage')!r} is not trained: use flow or vae"
     )
-  job.open_workdir(
+  job.check_workdir(
     workdir, config, same=("stage", "seed", "model", "data", "loss", "optim")
   )
   from goku_jax.train import loop  # jax is slow to import, and --help is not

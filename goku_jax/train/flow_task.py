@@ -18,20 +18,15 @@ from goku_jax.train.flow_loss import flow_loss
 from goku_jax.train.task import Task
 
 
-def make_task(config, mesh, workdir) -> Task:
-  """The flow model of a config; copies the latents' autoencoder to workdir."""
+def make_task(config, mesh) -> Task:
+  """The flow model of a config."""
   data = config.data
   if data.path:
     source = sources.Latents(data.path)
-    folder = pathlib.Path(workdir) / codecs.FOLDER
-    if jax.process_index() == 0 and not folder.exists():
-      partial = folder.with_suffix(".partial")  # a kill may cut the copy short
-      shutil.rmtree(partial, ignore_errors=True)
-      shutil.copytree(pathlib.Path(data.path) / codecs.FOLDER, partial)
-      partial.rename(folder)
+    codec = codecs.load_codec(data.path)
   else:
     source = sources.Pixels(digits.Digits(seed=config.seed, **data.digits))
-  codec = codecs.load_codec(data.path or workdir)
+    codec = codecs.Codec()
   attention_fn = shard_attention(attention.segment_attention, mesh)
   model = make_model(config, codec, attention_fn=attention_fn)
   patch_size = tuple(model.config.patch_size)
@@ -57,7 +52,18 @@ def make_task(config, mesh, workdir) -> Task:
     work=functools.partial(_work, model.config),
     show=functools.partial(_show, make_model(config, codec), codec, config),
     picture=functools.partial(_picture, codec, patch_size),
+    settle=functools.partial(_copy_codec, data.path),
   )
+
+
+def _copy_codec(path, workdir):
+  """Copies the latents' autoencoder to the workdir, which may then travel."""
+  folder = pathlib.Path(workdir) / codecs.FOLDER
+  if path and not folder.exists():
+    partial = folder.with_suffix(".partial")  # a kill may cut the copy short
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(pathlib.Path(path) / codecs.FOLDER, partial)
+    partial.rename(folder)
 
 
 def _work(cfg, batch) -> tuple[float, int]:

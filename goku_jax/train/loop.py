@@ -30,7 +30,7 @@ def train(config, workdir) -> dict:
   """Trains until `config.total_steps`, going on from the newest checkpoint."""
   workdir = pathlib.Path(workdir)
   mesh = meshes.make_mesh(**config.mesh)
-  task = TASKS[config.stage](config, mesh, workdir)
+  task = TASKS[config.stage](config, mesh)
   rng = jax.random.key(config.seed)
   tx = make_optimizer(total_steps=config.total_steps, **config.optim)
   peak, _ = costs.peak_flops()  # may time one device, so outside of the mesh
@@ -55,6 +55,9 @@ def train(config, workdir) -> dict:
         workdir / "checkpoints", keep=config.keep
       ) as ckpt,
     ):
+      if jax.process_index() == 0:  # all that may refuse the config has
+        job.save_config(workdir, config)
+        task.settle(workdir)
       state, metrics = _loop(
         config, workdir, mesh, task, state, step_fn, rng, ckpt, preempted, peak
       )

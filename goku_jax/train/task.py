@@ -17,3 +17,5 @@ class Task(NamedTuple):
   show: Callable[[dict, dict], dict[str, list[np.ndarray]]]
   # host's batch -> the videos in it, decoded back
   picture: Callable[[dict], list[np.ndarray]]
+  # workdir -> None; leaves there what samplers need beside the checkpoints
+  settle: Callable[[Any], None]

@@ -13,9 +13,9 @@ from goku_jax.train.task import Task
 from goku_jax.train.vae_loss import KINDS, vae_loss
 
 
-def make_task(config, mesh, workdir) -> Task:
+def make_task(config, mesh) -> Task:
   """The autoencoder of a config."""
-  del mesh, workdir
+  del mesh
   model = vae.make_vae(**config.model)
   raw = digits.Digits(seed=config.seed, **config.data.digits)
   batches = functools.partial(
@@ -40,6 +40,7 @@ def make_task(config, mesh, workdir) -> Task:
     work=functools.partial(_work, model),
     show=functools.partial(_show, model, shown),
     picture=lambda batch: [v for k in KINDS for v in batch[f"{k}_BTHWC"]][:16],
+    settle=lambda workdir: None,
   )
 
 

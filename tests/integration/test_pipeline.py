@@ -158,6 +158,19 @@ def test_a_run_of_another_model_is_one_line(flow):
   assert err.count(b"\n") == 1
 
 
+def test_a_refused_start_on_latents_leaves_an_empty_folder(latents, tmp_path):
+  _, err = run(
+    "train",
+    f"--config={CONFIG}:debug",
+    f"--workdir={tmp_path}",
+    f"--config.data.path={latents}",
+    "--config.model.patch_size=(1,3,3)",
+    status=2,
+  )
+  assert "does not divide into patches of 1x3x3" in err
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_killed_run_ends_as_one_that_never_was(tmp_path):
   whole, killed = tmp_path / "whole", tmp_path / "killed"
   arguments = [

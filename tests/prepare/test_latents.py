@@ -10,6 +10,7 @@ import pytest
 from goku_jax import checkpoint, job
 from goku_jax.data import digits, sources
 from goku_jax.models import vae
+from goku_jax.prepare import __main__ as prepare_main
 from goku_jax.prepare import latents
 from tests import runs
 
@@ -28,7 +29,7 @@ def encoder(tmp_path_factory):
   """A workdir of an untrained autoencoder, and what is in it."""
   folder = tmp_path_factory.mktemp("vae")
   config = runs.read_config("vae")
-  job.open_workdir(str(folder), config, same=())
+  job.save_config(folder, config)
   model = vae.make_vae(**config.model)
   init = jax.jit(model.init)
   params = init(jax.random.key(0), np.zeros((1, 1, 16, 16, 3)))["params"]
@@ -108,6 +109,19 @@ def test_what_training_draws_has_unit_variance(prepared):
   np.testing.assert_allclose(variance, 1, atol=1e-3)
 
 
+def test_a_start_that_is_refused_leaves_an_empty_folder(encoder, tmp_path):
+  config = runs.read_config("prepare", vae__workdir=str(tmp_path / "missing"))
+  workdir = tmp_path / "latents"
+  with pytest.raises(job.UserError, match="holds no run"):
+    prepare_main.main(config, str(workdir))
+  config = runs.read_config(
+    "prepare", vae__workdir=str(encoder[0]), data__digits__canvas=8
+  )
+  with pytest.raises(job.UserError, match="canvas=8"):
+    prepare_main.main(config, str(workdir))
+  assert not list(workdir.iterdir())
+
+
 def test_a_workdir_without_an_autoencoder_is_a_user_error(tmp_path):
   with pytest.raises(job.UserError, match=r"set --config\.vae\.workdir"):
     latents.load_vae(None, None)
@@ -115,6 +129,7 @@ def test_a_workdir_without_an_autoencoder_is_a_user_error(tmp_path):
     latents.load_vae(str(tmp_path / "missing"), None)
   for stage, words in (("flow", "stage=flow"), ("vae", "train first")):
     folder = tmp_path / stage
-    job.open_workdir(str(folder), runs.read_config(stage), same=())
+    folder.mkdir()
+    job.save_config(folder, runs.read_config(stage))
     with pytest.raises(job.UserError, match=words):
       latents.load_vae(str(folder), None)

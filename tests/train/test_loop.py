@@ -172,6 +172,22 @@ def test_another_model_is_refused_by_the_field_that_differs(straight):
     train_main.main(other, str(workdir))
 
 
+def test_a_start_that_is_refused_leaves_an_empty_folder(tmp_path):
+  wrong = runs.read_config("vae", model__variant="digit")
+  with pytest.raises(job.UserError, match="variant='digit' is not one of"):
+    train_main.main(wrong, str(tmp_path))
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_resume_that_is_refused_leaves_the_run_as_it_was(straight):
+  workdir, _ = straight("vae")
+  before = (workdir / "config.json").read_bytes()
+  wrong = runs.read_config("vae", total_steps=TOTAL, mesh__replica=3)
+  with pytest.raises(job.UserError, match="mesh replica=3"):
+    train_main.main(wrong, str(workdir))
+  assert (workdir / "config.json").read_bytes() == before
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
   config = runs.read_config(
     "vae", total_steps=TOTAL, show_every_steps=100, loss__kl_weight=float("nan")

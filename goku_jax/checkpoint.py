@@ -39,7 +39,7 @@ class Checkpointer:
 
   def __init__(self, folder, *, keep: int = 3):
     if keep < 1:
-      raise ValueError(f"keep is {keep}: at least one checkpoint must stay")
+      raise UserError(f"keep={keep}: set 1 or more checkpoints to stay")
     self.folder = pathlib.Path(folder).absolute()
     self.keep = keep
     # Made at once, so that a folder that cannot be made fails in `save`.

@@ -58,6 +58,7 @@ def test_warm_up_follows_an_override_of_the_total():
   [
     ("stage=flo", "stage='flo' is not one of"),
     ("dbug", "unknown config arg 'dbug'; known: "),
+    ("debug=maybe", "'debug' takes true or false, not 'maybe'"),
   ],
 )
 def test_a_wrong_argument_is_one_line(arg, says):

@@ -3,9 +3,9 @@
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from goku_jax.models import attention, rope, transformer
+from goku_jax.models.layers import read_dtype
 from goku_jax.models.text import ByteEncoder, TextConfig
 from goku_jax.typing import UserError
 
@@ -70,16 +70,18 @@ def make_goku(
     **sizes: fields of `TransformerConfig`.
 
   Raises:
-    UserError: the variant is not one of the known, or a size does not fit.
+    UserError: the variant or dtype is not one of the known, or a size does not
+      fit.
   """
   if variant not in transformer.VARIANTS:
     known = ", ".join(transformer.VARIANTS)
     raise UserError(f"model.variant={variant!r} is not one of {known}")
+  dtype = read_dtype(dtype)
   if text is not None:
-    text = TextConfig(**text, dtype=jnp.dtype(dtype))
+    text = TextConfig(**text, dtype=dtype)
     sizes["text_width"] = text.width
   config = transformer.TransformerConfig(
-    **transformer.VARIANTS[variant] | sizes | dict(dtype=jnp.dtype(dtype))
+    **transformer.VARIANTS[variant] | sizes | dict(dtype=dtype)
   )
   _check_heads("model", config)
   try:

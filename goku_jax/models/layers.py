@@ -10,9 +10,25 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from goku_jax.typing import UserError
+
 xavier = nn.initializers.xavier_uniform()
 normal_02 = nn.initializers.normal(0.02)
 zeros = nn.initializers.zeros_init()
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def read_dtype(name: str) -> jnp.dtype:
+  """The dtype of matrix products that a config names.
+
+  Raises:
+    UserError: it is not one of the known.
+  """
+  if name not in DTYPES:
+    known = ", ".join(DTYPES)
+    raise UserError(f"model.dtype={name!r} is not one of {known}")
+  return jnp.dtype(name)
 
 
 class RMSNorm(nn.Module):

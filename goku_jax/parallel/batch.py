@@ -1,10 +1,37 @@
-"""Hands each host's share of a batch to the devices of the mesh."""
+"""Rows of a batch: their number, and each host's share on its devices."""
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from goku_jax.parallel import rules
+from goku_jax.typing import UserError
+
+
+def check_rows(mesh: Mesh, micro_batches: int, **counts: int):
+  """Refuses rows that devices and micro-batches do not share evenly.
+
+  Each device cuts its own rows into micro-batches, so both divide at once.
+
+  Args:
+    mesh: over whose devices the rows are split.
+    micro_batches: parts of a batch.
+    **counts: rows of a batch over all hosts, by their names in `config.data`.
+
+  Raises:
+    UserError: a count that they do not divide, or no micro-batch.
+  """
+  if micro_batches < 1:
+    raise UserError(f"micro_batches={micro_batches}: set 1 or more")
+  parts = mesh.size * micro_batches
+  for name, count in counts.items():
+    if count < 0:
+      raise UserError(f"data.{name}={count}: set 0 or more")
+    if count % parts:
+      raise UserError(
+        f"data.{name}={count} does not divide among {mesh.size} devices x"
+        f" {micro_batches} micro-batches: set a multiple of {parts}"
+      )
 
 
 def place(mesh: Mesh, batch: dict) -> dict:

@@ -3,10 +3,39 @@
 Letters: B packs, L tokens, P numbers in a token, G segments of a pack.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from goku_jax.flow import loss, noise, path, times
+from goku_jax.typing import UserError
+
+
+def make_loss(
+  model, *, time_sampler: str, time_shift: float, caption_drop_rate: float
+):
+  """`flow_loss` of a model, its settings looked at before any step.
+
+  Raises:
+    UserError: a setting that no draw can follow.
+  """
+  if time_sampler not in times.SAMPLERS:
+    known = ", ".join(times.SAMPLERS)
+    raise UserError(f"loss.time_sampler={time_sampler!r} is not one of {known}")
+  if not time_shift > 0:
+    raise UserError(f"loss.time_shift={time_shift}: set a number above 0")
+  if not 0 <= caption_drop_rate <= 1:
+    raise UserError(
+      f"loss.caption_drop_rate={caption_drop_rate} is not between 0 and 1"
+    )
+  return functools.partial(
+    flow_loss,
+    model=model,
+    time_sampler=time_sampler,
+    time_shift=time_shift,
+    caption_drop_rate=caption_drop_rate,
+  )
 
 
 def draw(

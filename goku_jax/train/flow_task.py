@@ -11,16 +11,18 @@ from goku_jax import costs
 from goku_jax.data import digits, packing, pipeline, sources
 from goku_jax.models import attention
 from goku_jax.parallel.attention import shard_attention
+from goku_jax.parallel.batch import check_rows
 from goku_jax.sample import codec as codecs
 from goku_jax.sample.restore import init_params, make_model
 from goku_jax.sample.sampler import sample_latents
-from goku_jax.train.flow_loss import flow_loss
+from goku_jax.train.flow_loss import make_loss
 from goku_jax.train.task import Task
 
 
 def make_task(config, mesh) -> Task:
   """The flow model of a config."""
   data = config.data
+  check_rows(mesh, config.micro_batches, num_packs=data.num_packs)
   if data.path:
     source = sources.Latents(data.path)
     codec = codecs.load_codec(data.path)
@@ -39,7 +41,7 @@ def make_task(config, mesh) -> Task:
   )
   return Task(
     init_params=functools.partial(init_params, model),
-    loss_fn=functools.partial(flow_loss, model=model, **config.loss),
+    loss_fn=make_loss(model, **config.loss),
     batches=lambda first_step: pipeline.flow_batches(
       source,
       planner,

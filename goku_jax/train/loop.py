@@ -21,13 +21,17 @@ from goku_jax.parallel import rules
 from goku_jax.train import flow_task, vae_task
 from goku_jax.train.optimizer import make_optimizer
 from goku_jax.train.step import TrainState, init_state, train_step
+from goku_jax.typing import UserError
 
 TASKS = {"flow": flow_task.make_task, "vae": vae_task.make_task}
 TREES = ("params", "ema", "opt_state", "step")
+POSITIVE = ("total_steps", "log_every_steps", "save_every_steps")
+POSITIVE += ("show_every_steps",)
 
 
 def train(config, workdir) -> dict:
   """Trains until `config.total_steps`, going on from the newest checkpoint."""
+  _check(config)
   workdir = pathlib.Path(workdir)
   mesh = meshes.make_mesh(**config.mesh)
   task = TASKS[config.stage](config, mesh)
@@ -65,6 +69,15 @@ def train(config, workdir) -> dict:
   if config.total_steps > first and step_fn._cache_size() != 1:
     raise RuntimeError(f"the step compiled {step_fn._cache_size()} times")
   return {"step": config.total_steps, **metrics}
+
+
+def _check(config):
+  """Refuses numbers of the loop's own that it cannot follow."""
+  for name in POSITIVE:
+    if config[name] < 1:
+      raise UserError(f"{name}={config[name]}: set 1 or more")
+  if not 0 <= config.ema_decay < 1:
+    raise UserError(f"ema_decay={config.ema_decay}: set 0 or more, below 1")
 
 
 def _init_or_restore(config, workdir, mesh, task, tx, rng):

@@ -2,18 +2,32 @@
 
 import optax
 
+from goku_jax.typing import UserError
+
+SCHEDULES = ("constant", "cosine")
+
 
 def make_schedule(
   *, learning_rate: float, warmup_steps: int, schedule: str, total_steps: int
 ):
-  """Learning rate by step: a linear rise, then `constant` or `cosine` to 0."""
+  """Learning rate by step: a linear rise, then `constant` or `cosine` to 0.
+
+  Raises:
+    UserError: the schedule is not one of the two, or a number is negative.
+  """
+  if schedule not in SCHEDULES:
+    known = ", ".join(SCHEDULES)
+    raise UserError(f"optim.schedule={schedule!r} is not one of {known}")
+  if not learning_rate >= 0:  # nor is nan
+    raise UserError(f"optim.learning_rate={learning_rate}: set 0 or more")
+  if warmup_steps < 0:
+    raise UserError(f"optim.warmup_steps={warmup_steps}: set 0 or more")
   rise = optax.linear_schedule(0.0, learning_rate, max(warmup_steps, 1))
-  rest = {
-    "constant": lambda: optax.constant_schedule(learning_rate),
-    "cosine": lambda: optax.cosine_decay_schedule(
+  rest = optax.constant_schedule(learning_rate)
+  if schedule == "cosine":
+    rest = optax.cosine_decay_schedule(
       learning_rate, max(total_steps - warmup_steps, 1)
-    ),
-  }[schedule]()
+    )
   return optax.join_schedules([rise, rest], [warmup_steps])
 
 

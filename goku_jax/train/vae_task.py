@@ -8,6 +8,7 @@ import numpy as np
 
 from goku_jax.data import digits, pipeline
 from goku_jax.models import vae
+from goku_jax.parallel.batch import check_rows
 from goku_jax.sample.codec import to_uint8
 from goku_jax.train.task import Task
 from goku_jax.train.vae_loss import KINDS, vae_loss
@@ -15,14 +16,14 @@ from goku_jax.train.vae_loss import KINDS, vae_loss
 
 def make_task(config, mesh) -> Task:
   """The autoencoder of a config."""
-  del mesh
+  counts = {name: config.data[name] for name in ("num_clips", "num_images")}
+  check_rows(mesh, config.micro_batches, **counts)
   model = vae.make_vae(**config.model)
   raw = digits.Digits(seed=config.seed, **config.data.digits)
   batches = functools.partial(
     pipeline.vae_batches,
     raw,
-    num_clips=config.data.num_clips,
-    num_images=config.data.num_images,
+    **counts,
     seed=config.seed,
   )
   shown = next(iter(batches(first_step=0, num_steps=1)))["video_BTHWC"][:4]

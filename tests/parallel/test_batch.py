@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from goku_jax.parallel import mesh as meshes
-from goku_jax.parallel.batch import place
+from goku_jax.parallel.batch import check_rows, place
+from goku_jax.typing import UserError
 
 
 @pytest.mark.parametrize("replica", [1, 2, 8])
@@ -24,6 +25,13 @@ def test_rows_are_split_over_all_devices_in_order(replica):
     rows = [shards[device] for device in mesh.devices.flat]
     np.testing.assert_array_equal(np.concatenate(rows), batch[name])
     assert {len(row) for row in rows} == {2}
+
+
+def test_rows_are_a_multiple_of_devices_and_micro_batches():
+  mesh = meshes.make_mesh(replica=2)
+  check_rows(mesh, 2, num_clips=32, num_images=0)
+  with pytest.raises(UserError, match=r"num_images=24 .* a multiple of 16"):
+    check_rows(mesh, 2, num_clips=32, num_images=24)
 
 
 def test_rows_that_the_devices_cannot_share_are_refused():

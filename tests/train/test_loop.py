@@ -172,10 +172,40 @@ def test_another_model_is_refused_by_the_field_that_differs(straight):
     train_main.main(other, str(workdir))
 
 
-def test_a_start_that_is_refused_leaves_an_empty_folder(tmp_path):
-  wrong = runs.read_config("vae", model__variant="digit")
-  with pytest.raises(job.UserError, match="variant='digit' is not one of"):
+@pytest.mark.parametrize(
+  ("stage", "key", "value", "says"),
+  [
+    ("flow", "model.variant", "digit", "variant='digit' is not one of"),
+    ("flow", "model.dtype", "float31", "dtype='float31' is not one of"),
+    ("vae", "model.dtype", "int8", "dtype='int8' is not one of"),
+    ("vae", "total_steps", 0, "total_steps=0: set 1"),
+    ("vae", "log_every_steps", 0, "log_every_steps=0: set 1"),
+    ("vae", "save_every_steps", -1, "save_every_steps=-1: set 1"),
+    ("vae", "show_every_steps", 0, "show_every_steps=0: set 1"),
+    ("vae", "ema_decay", 1.0, "ema_decay=1.0: set"),
+    ("vae", "ema_decay", -0.1, "ema_decay=-0.1: set"),
+    ("vae", "keep", 0, "keep=0: set 1"),
+    ("vae", "optim.schedule", "linear", "schedule='linear' is not one of"),
+    ("vae", "optim.learning_rate", -1e-3, "learning_rate=-0.001: set"),
+    ("vae", "optim.warmup_steps", -1, "warmup_steps=-1: set"),
+    ("flow", "loss.time_sampler", "normal", "sampler='normal' is not one of"),
+    ("flow", "loss.time_shift", 0.0, "time_shift=0.0: set"),
+    ("flow", "loss.caption_drop_rate", 1.5, "drop_rate=1.5 is not between"),
+    ("flow", "micro_batches", 0, "micro_batches=0: set 1"),
+    ("flow", "micro_batches", 3, "num_packs=8 .* a multiple of 24"),
+    ("flow", "data.num_packs", 12, "num_packs=12 .* a multiple of 8"),
+    ("vae", "data.num_clips", 4, "num_clips=4 .* a multiple of 8"),
+    ("vae", "data.num_images", 4, "num_images=4 .* a multiple of 8"),
+    ("vae", "data.num_images", -8, "num_images=-8: set 0"),
+  ],
+)
+def test_a_mistake_is_one_line_and_leaves_an_empty_folder(
+  tmp_path, stage, key, value, says
+):
+  wrong = runs.read_config(stage, **{key: value})
+  with pytest.raises(job.UserError, match=says) as error:
     train_main.main(wrong, str(tmp_path))
+  assert "\n" not in str(error.value)
   assert not list(tmp_path.iterdir())
 
 

@@ -6,6 +6,7 @@ import optax
 import pytest
 
 from goku_jax.train.optimizer import make_optimizer, make_schedule
+from goku_jax.typing import UserError
 
 RULE = dict(b1=0.9, b2=0.99, weight_decay=0.0, clip_norm=1.0)
 
@@ -39,7 +40,7 @@ def test_without_warm_up_the_first_step_counts():
 
 
 def test_an_unknown_schedule_fails():
-  with pytest.raises(KeyError, match="linear"):
+  with pytest.raises(UserError, match="'linear' is not one of constant, cos"):
     schedule_of("linear")
 
 

@@ -33,13 +33,14 @@ def get_config(arg=None):
   return config
 
 
-def training(config, *, total_steps, learning_rate, every_steps, schedule):
+def training(config, *, total_steps, warmup_steps, every_steps):
   """What both models share."""
   config.total_steps = total_steps
   config.optim = dict(
-    learning_rate=learning_rate,
-    warmup_steps=config.get_ref("total_steps") // 20,
-    schedule=schedule,  # constant, or cosine to zero
+    learning_rate=2e-3,
+    warmup_steps=warmup_steps,
+    # cosine to zero at total_steps; constant may be extended by a larger total
+    schedule="cosine",
     b1=0.9,
     b2=0.99,
     weight_decay=0.0,
@@ -64,9 +65,8 @@ def vae(config, debug):
   training(
     config,
     total_steps=20 if debug else 2200,
-    learning_rate=2e-3,
+    warmup_steps=1 if debug else 110,
     every_steps=5 if debug else 250,
-    schedule="cosine",
   )
   config.model = dict(variant="debug" if debug else "digits")
   config.data = dict(
@@ -94,9 +94,8 @@ def flow(config, debug):
   training(
     config,
     total_steps=20 if debug else 3600,
-    learning_rate=2e-3,
+    warmup_steps=1 if debug else 180,
     every_steps=5 if debug else 400,
-    schedule="cosine",
   )
   config.model = dict(
     variant="debug" if debug else "digits",

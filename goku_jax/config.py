@@ -200,7 +200,7 @@ def _tuples(tree):
   return tree
 
 
-def check_workdir(workdir, config, *, same):
+def check_workdir(workdir, config, *, same, why=""):
   """Makes the run's folder, or checks that the run in it is this one.
 
   Nothing is saved: a start that is refused later leaves a run as it was, and
@@ -211,6 +211,7 @@ def check_workdir(workdir, config, *, same):
     config: of this start.
     same: dotted keys or sections that make the run what it is. They may not
       change when a run resumes; all the others may.
+    why: they may not, where that is not plain.
   """
   files.make_folder(workdir, "workdir")
   if os.path.exists(os.path.join(workdir, "config.json")):
@@ -226,6 +227,7 @@ def check_workdir(workdir, config, *, same):
     ]
     if differing:
       more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
+      more += f": {why}" if why else ""
       raise UserError(
         f"--workdir={workdir} holds another run: "
         f"{', '.join(differing[:3])}{more}; choose another --workdir"

@@ -49,10 +49,6 @@ def test_the_models_of_a_config_can_be_made(arg):
   assert vae.make_vae(**config.read_config(f"{spec}vae{arg}").model)
 
 
-def test_warm_up_follows_an_override_of_the_total():
-  assert runs.read_config(total_steps=200).optim.warmup_steps == 10
-
-
 @pytest.mark.parametrize(
   ("arg", "says"),
   [

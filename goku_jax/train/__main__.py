@@ -22,6 +22,13 @@ def main(config, workdir):
   job.check_workdir(
     workdir, config, same=("stage", "seed", "model", "data", "loss", "optim")
   )
+  if config.optim.schedule == "cosine":
+    job.check_workdir(
+      workdir,
+      config,
+      same=("total_steps",),
+      why="the cosine ends there, only optim.schedule=constant may be extended",
+    )
   from goku_jax.train import loop  # jax is slow to import, and --help is not
 
   metrics = loop.train(config, workdir)

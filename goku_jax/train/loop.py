@@ -68,7 +68,7 @@ def train(config, workdir) -> dict:
       ckpt.wait()
   if config.total_steps > first and step_fn._cache_size() != 1:
     raise RuntimeError(f"the step compiled {step_fn._cache_size()} times")
-  return {"step": config.total_steps, **metrics}
+  return {"step": int(state.step), **metrics}
 
 
 def _check(config):

@@ -164,6 +164,31 @@ def test_a_run_that_is_done_says_what_it_ended_with(straight):
   assert {**again, "seconds": 0} == {**metrics, "seconds": 0}
 
 
+def test_a_cosine_is_not_extended(straight):
+  workdir, _ = straight("vae")
+  longer = runs.read_config("vae", total_steps=2 * TOTAL)
+  says = "total_steps is 4 there and 8 here: the cosine ends there"
+  with pytest.raises(job.UserError, match=says):
+    train_main.main(longer, str(workdir))
+
+
+def test_a_constant_rate_is_extended_as_if_asked_for_at_once(tmp_path, capfd):
+  config_to = lambda total: runs.read_config(
+    "vae",
+    total_steps=total,
+    save_every_steps=2,
+    show_every_steps=100,
+    optim__schedule="constant",
+  )
+  extended, whole = tmp_path / "extended", tmp_path / "whole"
+  assert train_main.main(config_to(2), str(extended))["step"] == 2
+  assert train_main.main(config_to(TOTAL), str(extended))["step"] == TOTAL
+  assert "resumed from step 2 of 4" in capfd.readouterr().out
+  train_main.main(config_to(TOTAL), str(whole))
+  assert_same_run(extended, whole)
+  assert job.load_config(extended).total_steps == TOTAL
+
+
 def test_another_model_is_refused_by_the_field_that_differs(straight):
   workdir, _ = straight("flow")
   other = runs.read_config("flow", total_steps=TOTAL, model__variant="digits")

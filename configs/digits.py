@@ -121,7 +121,7 @@ def flow(config, debug):
     time_shift=3.0,  # above 1: times nearer to noise
     caption_drop_rate=0.1,
   )
-  config.sample = dict(  # drawn during training
+  config.sample = dict(  # drawn during training; defaults of the job sample
     prompts=(
       "the digit five moves left",
       "the digit eight moves down right quickly",
@@ -134,4 +134,13 @@ def flow(config, debug):
     guidance_scale=3.0,
     shift=3.0,
     seed=0,
+  )
+  config.evals = dict(  # by suite, read by the job eval
+    digits=dict(
+      num_videos=8 if debug else 252,
+      num_steps=4 if debug else 25,
+      guidance_scale=3.0,
+      shift=3.0,
+      seed=0,  # of noise and of the judge
+    ),
   )

@@ -178,8 +178,12 @@ def save_config(workdir, config):
   files.write_json(os.path.join(workdir, "config.json"), config.to_dict())
 
 
-def load_config(workdir) -> mlc.ConfigDict:
-  """The locked config of the run in `workdir`, its tuples restored."""
+def load_config(workdir, stage: str | None = None) -> mlc.ConfigDict:
+  """The locked config of the run in `workdir`, its tuples restored.
+
+  Raises:
+    UserError: there is no run, or it is not of the stage asked for.
+  """
   path = os.path.join(workdir, "config.json")
   try:
     with open(path) as file:
@@ -189,6 +193,11 @@ def load_config(workdir) -> mlc.ConfigDict:
     raise UserError(message) from error
   except (OSError, ValueError) as error:
     raise UserError(f"{path} cannot be read: {error}") from error
+  if stage and tree.get("stage") != stage:
+    raise UserError(
+      f"{workdir} holds a run of stage={tree.get('stage')}; this needs one of"
+      f" stage={stage}"
+    )
   return mlc.ConfigDict(_tuples(tree)).lock()
 
 

@@ -7,6 +7,11 @@ The suite `digits` draws videos from prompts and lets an honest judge
 held-out clips, their reconstruction by the autoencoder, and an untrained
 model. FOLDER receives report.md, report.json, contact_sheet.png and
 samples/*.mp4.
+
+How many videos and how they are drawn is the section `evals` of the run's
+config. Another one's takes its place, and nothing else of it:
+
+  --config=configs/digits.py --config.evals.digits.num_videos=1000
 """
 
 from absl import flags
@@ -15,11 +20,6 @@ from goku_jax import job
 
 flags.DEFINE_string("suite", "digits", "which figures: digits")
 flags.DEFINE_string("out", None, "folder of the report; workdir by default")
-flags.DEFINE_integer("num_videos", 252, "generated videos", lower_bound=1)
-flags.DEFINE_integer("num_steps", 25, "of the sampler", lower_bound=1)
-flags.DEFINE_float("guidance_scale", 3.0, "1: none; higher: closer to text")
-flags.DEFINE_float("shift", 3.0, "above 1: more steps near noise")
-flags.DEFINE_integer("seed", 0, "of noise and of the judge", lower_bound=0)
 flags.DEFINE_integer("step", None, "checkpoint; the newest whole by default")
 flags.DEFINE_string("weights", "ema", "ema or params")
 flags.DEFINE_float("seconds_before", 0.0, "of what led here, for the report")
@@ -28,19 +28,16 @@ flags.DEFINE_float("seconds_before", 0.0, "of what led here, for the report")
 def main(
   workdir,
   suite,
-  num_videos,
-  num_steps,
-  guidance_scale,
-  shift,
-  seed,
   weights,
   seconds_before,
+  config=None,
   out=None,
   step=None,
 ):
   """Returns the figures of the suite."""
   if suite != "digits":
     raise job.UserError(f"--suite={suite} is not one of digits")
+  settings = _settings(config, workdir, suite)
   out = out or workdir
   job.make_folder(out, "out")
   from goku_jax.eval import digits_suite
@@ -49,14 +46,22 @@ def main(
   return digits_suite.run(
     restore.restore(workdir, step=step, weights=weights),
     out,
-    num_videos=num_videos,
     seconds_before=seconds_before,
-    seed=seed,
-    sampling=dict(
-      num_steps=num_steps, guidance_scale=guidance_scale, shift=shift
-    ),
+    **settings,
   )
 
 
+def _settings(config, workdir, suite) -> dict:
+  """The suite's part of a config, or of the run's where none is given."""
+  where = "--config" if config else f"{workdir}/config.json"
+  evals = (config or job.load_config(workdir, "flow")).get("evals") or {}
+  if suite not in evals:
+    raise job.UserError(
+      f"{where} has no evals.{suite}: give --config=FILE.py of an experiment"
+      " that has, as configs/digits.py"
+    )
+  return evals[suite].to_dict()
+
+
 if __name__ == "__main__":
-  job.run(main)
+  job.run(main, config="optional")

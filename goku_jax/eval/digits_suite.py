@@ -34,7 +34,9 @@ def run(
   *,
   num_videos: int,
   seed: int,
-  sampling: dict,
+  num_steps: int,
+  guidance_scale: float,
+  shift: float,
   seconds_before: float = 0.0,
 ) -> dict:
   """Figures of every set; writes them and the pictures to the folder `out`."""
@@ -43,9 +45,19 @@ def run(
   canvas, num_frames = run.config.sample.size[0], run.config.sample.num_frames
   if num_frames < 5:
     raise UserError(f"the run's clips of {num_frames} frames show no motion")
+  if num_videos < 1:
+    raise UserError(f"evals.digits.num_videos={num_videos}: set 1 or more")
+  if seed < 0:
+    raise UserError(f"evals.digits.seed={seed}: set 0 or more")
   judge = digits.train_judge(seed)
   print(f"judge accuracy on held-out glyphs {judge.accuracy:.4f}", flush=True)
-  sampling = dict(num_frames=num_frames, seed=seed) | sampling
+  sampling = dict(
+    num_frames=num_frames,
+    seed=seed,
+    num_steps=num_steps,
+    guidance_scale=guidance_scale,
+    shift=shift,
+  )
 
   def judged(model, num, pairs):
     asked = requests(num, pairs)

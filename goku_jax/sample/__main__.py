@@ -1,10 +1,11 @@
 """Draws images and videos from text with the flow model of a run.
 
   python -m goku_jax.sample --workdir=DIR --prompt="the digit five moves left" \
-    --num_frames=17 --num_steps=25 --guidance_scale=3 --seed=0 --out=x.mp4
+    --out=x.mp4
 
-One frame is an image (--out=x.png). --prompts=FILE takes one prompt a line
-and --out a folder. The same seed gives the same bytes; prompt i of a file has
+One frame is an image (--num_frames=1 --out=x.png). --prompts=FILE takes one
+prompt a line and --out a folder. What is not given is as the run's own config
+has it (`sample`). The same seed gives the same bytes; prompt i of a file has
 noise of its own. Files carry prompt, seed and settings as metadata.
 """
 
@@ -15,16 +16,20 @@ from absl import flags
 
 from goku_jax import job
 
+OF_RUN = "; the run's config.sample by default"
+
 flags.DEFINE_string("prompt", None, "what to show")
 flags.DEFINE_string("prompts", None, "file of prompts, one a line")
 flags.DEFINE_string("out", None, "file (mp4, gif, png, npz), or folder")
-flags.DEFINE_integer("num_frames", 17, "4k+1; 1 is an image")
-flags.DEFINE_integer("height", None, "pixels; as in training by default")
-flags.DEFINE_integer("width", None, "pixels; as in training by default")
-flags.DEFINE_integer("num_steps", 25, "from noise to data", lower_bound=1)
-flags.DEFINE_float("guidance_scale", 3.0, "1: none; higher: closer to text")
+flags.DEFINE_integer("num_frames", None, f"4k+1; 1 is an image{OF_RUN}")
+flags.DEFINE_integer("height", None, f"pixels{OF_RUN}")
+flags.DEFINE_integer("width", None, f"pixels{OF_RUN}")
+flags.DEFINE_integer("num_steps", None, f"from noise to data{OF_RUN}")
+flags.DEFINE_float(
+  "guidance_scale", None, f"1: none; higher: closer to text{OF_RUN}"
+)
 flags.DEFINE_string("solver", "euler", "euler or heun")
-flags.DEFINE_float("shift", 3.0, "above 1: more steps near noise")
+flags.DEFINE_float("shift", None, f"above 1: more steps near noise{OF_RUN}")
 flags.DEFINE_integer("seed", 0, "of the noise", lower_bound=0)
 flags.DEFINE_integer("fps", 8, "frames per second", lower_bound=1)
 flags.DEFINE_integer("upscale", 1, "pixels a side for each", lower_bound=1)
@@ -35,19 +40,19 @@ flags.DEFINE_string("weights", "ema", "ema or params")
 def main(
   workdir,
   out,
-  num_frames,
-  num_steps,
-  guidance_scale,
   solver,
-  shift,
   seed,
   fps,
   upscale,
   weights,
   prompt=None,
   prompts=None,
+  num_frames=None,
   height=None,
   width=None,
+  num_steps=None,
+  guidance_scale=None,
+  shift=None,
   step=None,
 ):
   """Returns the files written."""
@@ -56,16 +61,19 @@ def main(
   from goku_jax.sample import draw, requests, restore
 
   captions = requests.read_prompts(prompt, prompts)
-  files = requests.name_files(out, captions, num_frames, many=bool(prompts))
-  run = restore.restore(workdir, step=step, weights=weights)
-  settings = dict(
+  trained = job.load_config(workdir, "flow").sample
+  given = dict(
     num_frames=num_frames,
     num_steps=num_steps,
     guidance_scale=guidance_scale,
-    solver=solver,
     shift=shift,
-    seed=seed,
   )
+  settings = {k: trained[k] if v is None else v for k, v in given.items()}
+  settings |= dict(solver=solver, seed=seed)
+  files = requests.name_files(
+    out, captions, settings["num_frames"], many=bool(prompts)
+  )
+  run = restore.restore(workdir, step=step, weights=weights)
   with job.Progress(len(captions), 0, "sample") as progress:
     videos = draw.draw(
       run,

@@ -27,13 +27,17 @@ def draw(
   """Videos uint8 `[T, H, W, 3]` of captions; `size` as trained by default.
 
   Raises:
-    UserError: a size, a solver or a caption that the model does not take.
+    UserError: a size, a setting or a caption that the model does not take.
   """
   requests.check_frames(num_frames)
   for caption in captions:
     requests.check_length(caption, run.config.data.max_text)
   if solver not in solvers.SOLVERS:
     raise UserError(f"solver={solver!r} is not one of {list(solvers.SOLVERS)}")
+  if num_steps < 1:
+    raise UserError(f"num_steps={num_steps}: set 1 or more")
+  if not shift > 0:
+    raise UserError(f"shift={shift}: set a number above 0")
   height, width = (
     given or trained
     for given, trained in zip(size, run.config.sample.size, strict=True)

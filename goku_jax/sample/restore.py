@@ -47,12 +47,7 @@ def restore(workdir, *, step: int | None = None, weights: str = "ema"):
   """
   if weights not in WEIGHTS:
     raise UserError(f"weights={weights!r} is not one of {', '.join(WEIGHTS)}")
-  config = job.load_config(workdir)
-  if config.stage != "flow":
-    raise UserError(
-      f"--workdir={workdir} holds a run of stage={config.stage}; sampling "
-      "needs one of stage=flow"
-    )
+  config = job.load_config(workdir, "flow")
   codec = codecs.load_codec(workdir)
   model = make_model(config, codec)
   batch = schema.empty_packs(B=1, L=8, P=model.config.patch_width, S=8, G=1)

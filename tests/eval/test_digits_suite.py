@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from goku_jax import job
 from goku_jax.data import digits as data
 from goku_jax.data import video_io
 from goku_jax.eval import digits, digits_suite
@@ -29,7 +30,7 @@ def report(tmp_path_factory):
       patch.setattr(digits_suite, name, 3)
     train_judge = functools.partial(digits.train_judge, num_steps=3)
     patch.setattr(digits, "train_judge", train_judge)
-    result = digits_suite.run(run, out, num_videos=4, seed=0, sampling=SAMPLING)
+    result = digits_suite.run(run, out, num_videos=4, seed=0, **SAMPLING)
   return out, result
 
 
@@ -71,15 +72,27 @@ def test_samples_are_the_clips_that_were_asked_for(report):
     assert (video.shape, fps) == ((5, 128, 128, 3), 8)
 
 
-def test_an_unknown_suite_is_one_line(tmp_path):
-  command = [sys.executable, "-m", "goku_jax.eval", "--suite=letters"]
+@pytest.mark.parametrize(
+  ("args", "says"),
+  [
+    (["--suite=letters"], "--suite=letters is not one of digits"),
+    ([], "config.json has no evals.digits: give --config=FILE.py"),
+    (["--config=configs/digits.py:stage=vae"], "--config has no evals.digits"),
+    (["--config.evals.digits.seed=1"], "needs --config=FILE.py"),
+    (["--num_videos=3"], "unknown flag --num_videos"),
+  ],
+)
+def test_a_mistake_is_one_line(tmp_path, args, says):
+  old = runs.read_config().to_dict()
+  del old["evals"]  # a run of an older version
+  job.write_json(tmp_path / "config.json", old)
   done = subprocess.run(
-    [*command, f"--workdir={tmp_path}"],
+    [sys.executable, "-m", "goku_jax.eval", f"--workdir={tmp_path}", *args],
     cwd=runs.ROOT,
     capture_output=True,
     text=True,
     check=False,
   )
   assert done.returncode == 2
-  assert "--suite=letters is not one of digits" in done.stderr
+  assert says in done.stderr
   assert done.stderr.count("\n") == 1

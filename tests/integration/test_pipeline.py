@@ -135,6 +135,31 @@ def test_one_frame_of_each_prompt_of_a_file_is_a_picture(flow, tmp_path):
   assert captions == [CAPTION, "the digit one"]
 
 
+def test_what_is_not_asked_for_is_as_the_run_says(flow, tmp_path):
+  file = tmp_path / "x.mp4"
+  run("sample", f"--workdir={flow}", f"--prompt={CAPTION}", f"--out={file}")
+  sample = json.loads((flow / "config.json").read_text())["sample"]
+  metadata = video_io.read_metadata(file)
+  for name in ("num_frames", "num_steps", "guidance_scale", "shift"):
+    assert metadata[name] == sample[name]
+
+
+def test_a_config_changes_the_settings_of_the_suite_alone(flow, tmp_path):
+  before = (flow / "config.json").read_bytes()
+  run(
+    "eval",
+    f"--workdir={flow}",
+    f"--out={tmp_path}",
+    f"--config={CONFIG}",  # of another, larger model
+    "--config.evals.digits.num_videos=3",
+    "--config.evals.digits.num_steps=1",
+  )
+  report = json.loads((tmp_path / "report.json").read_text())
+  assert report["generated"]["num_videos"] == 3
+  assert (report["num_steps"], report["num_frames"]) == (1, 5)
+  assert (flow / "config.json").read_bytes() == before
+
+
 def test_a_prompt_of_other_bytes_is_one_line(flow, tmp_path):
   _, err = run(
     "sample",

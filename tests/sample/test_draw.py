@@ -42,6 +42,8 @@ def test_videos_have_the_size_of_training_or_the_one_asked_for(run):
     ({"size": (18, None)}, "height=18 is not a multiple of 4"),
     ({"size": (None, 2)}, "width=2 is not a multiple of 4"),
     ({"solver": "rk4"}, "solver='rk4' is not one of"),
+    ({"num_steps": 0}, "num_steps=0: set 1"),
+    ({"shift": 0.0}, "shift=0.0: set"),
     ({"captions": ["a" * 10_000]}, "has 2501 tokens"),
   ],
 )
@@ -66,7 +68,7 @@ def test_a_folder_without_a_run_or_a_checkpoint_is_said(workdir, tmp_path):
 
 def test_an_autoencoder_cannot_be_sampled(tmp_path):
   config.save_config(tmp_path, runs.read_config("vae"))
-  with pytest.raises(job.UserError, match="run of stage=vae; sampling needs"):
+  with pytest.raises(job.UserError, match="run of stage=vae; this needs"):
     restore.restore(tmp_path)
 
 

@@ -29,7 +29,7 @@ job prepare --config=$config:stage=prepare --config.vae.workdir=$out/vae \
   --workdir=$out/latents
 job train --config=$config --config.data.path=$out/latents --workdir=$out/flow
 job eval --workdir=$out/flow --suite=digits --out=$out \
-  --seconds_before=$((before + SECONDS))
+  --started=$(($(date +%s) - before - SECONDS))  # as if in one attempt
 cp $out/vae/curves.png $out/loss_vae.png
 cp $out/flow/curves.png $out/loss_flow.png
 cat "$out/report.md"

@@ -14,6 +14,8 @@ config. Another one's takes its place, and nothing else of it:
   --config=configs/digits.py --config.evals.digits.num_videos=1000
 """
 
+import time
+
 from absl import flags
 
 from goku_jax import job
@@ -22,19 +24,22 @@ flags.DEFINE_string("suite", "digits", "which figures: digits")
 flags.DEFINE_string("out", None, "folder of the report; workdir by default")
 flags.DEFINE_integer("step", None, "checkpoint; the newest whole by default")
 flags.DEFINE_string("weights", "ema", "ema or params")
-flags.DEFINE_float("seconds_before", 0.0, "of what led here, for the report")
+flags.DEFINE_float(
+  "started", None, "epoch seconds: what the report's seconds count from"
+)
 
 
 def main(
   workdir,
   suite,
   weights,
-  seconds_before,
   config=None,
   out=None,
   step=None,
+  started=None,
 ):
   """Returns the figures of the suite."""
+  started = time.time() if started is None else started
   if suite != "digits":
     raise job.UserError(f"--suite={suite} is not one of digits")
   settings = _settings(config, workdir, suite)
@@ -46,7 +51,7 @@ def main(
   return digits_suite.run(
     restore.restore(workdir, step=step, weights=weights),
     out,
-    seconds_before=seconds_before,
+    started=started,
     **settings,
   )
 

@@ -37,10 +37,13 @@ def run(
   num_steps: int,
   guidance_scale: float,
   shift: float,
-  seconds_before: float = 0.0,
+  started: float,
 ) -> dict:
-  """Figures of every set; writes them and the pictures to the folder `out`."""
-  started = time.perf_counter()
+  """Figures of every set; writes them and the pictures to the folder `out`.
+
+  `seconds` counts from `started`, in seconds of the epoch: the work that led
+  here may be older than this process.
+  """
   out = pathlib.Path(out)
   canvas, num_frames = run.config.sample.size[0], run.config.sample.num_frames
   if num_frames < 5:
@@ -82,7 +85,7 @@ def run(
     **scores,
     "step": run.step,
     **sampling,
-    "seconds": seconds_before + time.perf_counter() - started,
+    "seconds": time.time() - started,
   }
   (out / "report.md").write_text(digits.report_markdown(result))
   job.write_json(out / "report.json", result)

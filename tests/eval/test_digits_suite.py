@@ -4,6 +4,7 @@ import functools
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -30,7 +31,9 @@ def report(tmp_path_factory):
       patch.setattr(digits_suite, name, 3)
     train_judge = functools.partial(digits.train_judge, num_steps=3)
     patch.setattr(digits, "train_judge", train_judge)
-    result = digits_suite.run(run, out, num_videos=4, seed=0, **SAMPLING)
+    result = digits_suite.run(
+      run, out, num_videos=4, seed=0, started=time.time() - 1000, **SAMPLING
+    )
   return out, result
 
 
@@ -59,6 +62,7 @@ def test_the_files_agree_with_the_result(report):
   numbers = [result[name]["num_videos"] for name in digits.ROWS]
   assert numbers == [4, 3, 3, 3, 3]
   assert (out / "contact_sheet.png").stat().st_size
+  assert 1000 < result["seconds"] < 1300  # what came before is in
 
 
 def test_samples_are_the_clips_that_were_asked_for(report):

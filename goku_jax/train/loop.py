@@ -170,8 +170,13 @@ class Reporter:
       return
     (step, metrics, flops, tokens), self.pending = self.pending, None
     metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    if not math.isfinite(metrics["loss"]):
-      raise FloatingPointError(f"the loss of step {step} is {metrics['loss']}")
+    for name in ("loss", "grad_norm"):
+      if not math.isfinite(metrics[name]):
+        raise FloatingPointError(
+          f"the {name} of step {step} is {metrics[name]}"
+        )
+    # What is left and not a number had no sample in the batch.
+    metrics = {k: v for k, v in metrics.items() if not math.isnan(v)}
     now = time.perf_counter()
     seconds, self.clock = now - self.clock, now
     hosts = jax.process_count()
@@ -202,9 +207,13 @@ def _read_metrics(workdir) -> list[dict]:
 def _draw_curves(workdir):
   """A picture of the losses over the whole run, resumes included."""
   rows = _read_metrics(workdir)
-  steps = [row["step"] for row in rows]
-  names = [name for name in rows[-1] if name.startswith("loss")]
-  series = {name: (steps, [row[name] for row in rows]) for name in names}
+  series = {}
+  for row in rows:  # one without such samples has no such loss
+    for name in row:
+      if name.startswith("loss"):
+        steps, losses = series.setdefault(name, ([], []))
+        steps.append(row["step"])
+        losses.append(row[name])
   video_io.curves(workdir / "curves.png", series)
 
 

@@ -80,6 +80,8 @@ def train_step(
 ):
   """Advances `state` by one batch; returns it and scalar metrics.
 
+  A metric of which the batch holds no sample is not a number.
+
   Losses are summed over samples and divided once, by the number of samples in
   the whole batch: micro-batches and devices with few long samples then weigh
   no more than those with many short ones.
@@ -92,9 +94,8 @@ def train_step(
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   decay = ema_decay_at(state.step, ema_decay)
-  metrics = {
-    name: total / jnp.maximum(n, 1) for name, (total, n) in sums.items()
-  }
+  metrics = {name: total / n for name, (total, n) in sums.items()}
+  metrics["loss"] = sums["loss"][0] / count
   metrics["grad_norm"] = optax.tree.norm(grads)
   state = state.replace(
     step=state.step + 1,

@@ -246,6 +246,39 @@ def test_a_resume_that_is_refused_leaves_the_run_as_it_was(straight):
   assert (workdir / "config.json").read_bytes() == before
 
 
+def test_what_a_step_holds_no_sample_of_is_in_no_line(tmp_path, monkeypatch):
+  drawn = {}
+  curves = loop.video_io.curves
+  monkeypatch.setattr(
+    loop.video_io,
+    "curves",
+    lambda path, series: drawn.update(series) or curves(path, series),
+  )
+  lines = [
+    {"step": 0, "loss": 3.0, "loss_image": 2.0},
+    {"step": 1, "loss": 2.0, "loss_video": 1.0},
+    {"step": 2, "loss": 1.0, "loss_image": 1.0},
+  ]
+  text = "".join(json.dumps(line) + "\n" for line in lines)
+  (tmp_path / "metrics.jsonl").write_text(text)
+  loop._draw_curves(tmp_path)
+  assert drawn == {
+    "loss": ([0, 1, 2], [3.0, 2.0, 1.0]),
+    "loss_image": ([0, 2], [2.0, 1.0]),
+    "loss_video": ([1], [1.0]),
+  }
+  assert (tmp_path / "curves.png").stat().st_size
+
+
+def test_a_run_without_images_says_nothing_of_them(tmp_path):
+  config = runs.read_config("vae", total_steps=1, data__num_images=0)
+  metrics = train_main.main(config, str(tmp_path))
+  (line,) = read_lines(tmp_path)
+  for found in (metrics, line):
+    assert "psnr_video" in found
+    assert not [name for name in found if name.endswith("_image")]
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
   config = runs.read_config(
     "vae", total_steps=TOTAL, show_every_steps=100, loss__kl_weight=float("nan")

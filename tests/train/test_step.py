@@ -120,7 +120,8 @@ def toy_loss(params, batch, rng):
   del rng
   square = jnp.square(batch["x"] - params["w"])
   n = jnp.float32(square.size)
-  return square.sum(), {"loss": (square.sum(), n)}
+  sums = {"loss": (square.sum(), n), "loss_none": (0.0 * n, 0.0 * n)}
+  return square.sum(), sums
 
 
 def toy_run(tx, num_steps, ema_decay=0.999):
@@ -143,6 +144,7 @@ def test_loss_and_gradient_are_means_over_samples():
   (state, metrics), *_ = toy_run(optax.sgd(1.0), 1)
   assert metrics["loss"] == 5.0  # (1 + 9) / 2
   assert metrics["grad_norm"] == 4.0
+  assert np.isnan(metrics["loss_none"])  # of no sample
   assert state.params["w"] == 4.0
   assert state.step == 1
 

@@ -25,6 +25,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from goku_jax import __version__, manifest
+from goku_jax.files import sync
 from goku_jax.trees import check_arrays, describe, flatten, read_tree
 from goku_jax.typing import UserError
 
@@ -120,7 +121,7 @@ class Checkpointer:
       self._orbax.wait_until_finished()
       if jax.process_index() == 0:
         manifest.write(path, record)
-        manifest.sync(self.folder)
+        sync(self.folder)
         self._remove_old(int(path.name))
 
   def _remove_old(self, saved):
@@ -171,6 +172,20 @@ def restore(folder, abstract: dict, step: int | None = None):
     check_arrays(path, name, record["trees"], wanted)
   trees = {name: read_tree(path, name, abstract[name]) for name in abstract}
   return record["step"], trees, record["position"]
+
+
+def restore_run(workdir, name: str, abstract, step: int | None = None):
+  """`(step, tree)`: one tree of a run's newest whole step, or of `step`.
+
+  Raises:
+    UserError: as `restore`, or the run has no whole step.
+  """
+  folder = pathlib.Path(workdir) / "checkpoints"
+  found = restore(folder, {name: abstract}, step)
+  if not found:
+    raise UserError(f"{folder} has no whole checkpoint: train first")
+  step, trees, _ = found
+  return step, trees[name]
 
 
 def _make_record(step, flat, position):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pathlib
 import tempfile
 
 from goku_jax.typing import UserError
@@ -28,12 +29,27 @@ def plain(tree):
 
 def write_json(path, tree):
   """Writes a dict as sorted JSON, all of it or nothing."""
+  write_whole(path, (to_json(tree) + "\n").encode())
+
+
+def write_whole(path, data: bytes):
+  """Writes a file so that its name never stands for a part of it."""
   temporary = f"{path}.tmp"
-  with open(temporary, "w") as file:
-    file.write(to_json(tree) + "\n")
+  with open(temporary, "wb") as file:
+    file.write(data)
     file.flush()
     os.fsync(file.fileno())
   os.replace(temporary, path)
+  sync(pathlib.Path(path).parent)
+
+
+def sync(path):
+  """Returns once a file, or the names in a folder, are on the disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
 
 
 def make_folder(path, flag):

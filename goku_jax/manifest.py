@@ -15,8 +15,9 @@ Readers ignore the keys that they do not know.
 import concurrent.futures
 import hashlib
 import json
-import os
 import pathlib
+
+from goku_jax.files import sync, write_whole
 
 NAME = "manifest.json"
 
@@ -78,26 +79,6 @@ def digest_file(path) -> str:
   """The SHA-256 of a file, in hexadecimal."""
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_whole(path, data: bytes):
-  """Writes a file so that its name never stands for a part of it."""
-  temporary = f"{path}.tmp"
-  with open(temporary, "wb") as file:
-    file.write(data)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
-  sync(pathlib.Path(path).parent)
-
-
-def sync(path):
-  """Returns once a file, or the names in a folder, are on the disk."""
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
 
 
 def _describe_file(path):

@@ -14,6 +14,7 @@ import numpy as np
 import safetensors.numpy
 
 from goku_jax import manifest
+from goku_jax.files import write_whole
 from goku_jax.typing import UserError
 
 WEIGHTS = "model.safetensors"
@@ -30,10 +31,10 @@ def save(folder, tree: dict, config: dict):
   folder.mkdir(parents=True, exist_ok=True)
   (folder / CONFIG).unlink(missing_ok=True)
   path = folder / WEIGHTS
-  manifest.write_whole(path, safetensors.numpy.save(flat))
+  write_whole(path, safetensors.numpy.save(flat))
   entry = {"size": path.stat().st_size, "sha256": manifest.digest_file(path)}
   text = json.dumps({"config": config, "files": {WEIGHTS: entry}}, indent=2)
-  manifest.write_whole(folder / CONFIG, (text + "\n").encode())
+  write_whole(folder / CONFIG, (text + "\n").encode())
 
 
 def load(folder) -> tuple[dict, dict]:

@@ -238,6 +238,7 @@ def _write_record(writer, record, moments, number) -> tuple[int, ...]:
 
 
 def _digest(path) -> str | None:
+  # As `manifest.digest_file`, which this room may not import.
   try:
     with open(path, "rb") as file:
       return hashlib.file_digest(file, "sha256").hexdigest()

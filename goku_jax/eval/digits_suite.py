@@ -17,6 +17,7 @@ from goku_jax import job
 from goku_jax.data import digits as data
 from goku_jax.data import schema, video_io
 from goku_jax.eval import digits
+from goku_jax.models import vae
 from goku_jax.sample import codec as codecs
 from goku_jax.sample import draw, restore
 from goku_jax.typing import UserError
@@ -139,15 +140,9 @@ def reconstruct(codec: codecs.Codec, videos: list) -> list:
   latents = []
   for start in range(0, len(videos), codecs.CHUNK):
     clips = np.stack(videos[start : start + codecs.CHUNK])
-    mean, _ = _encode(codec.model, codec.params, clips)
+    mean, _ = vae.encode_pixels(codec.model, codec.params, clips)
     latents += list((jax.device_get(mean) - codec.mean) / codec.std)
   return codecs.decode(codec, latents)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(model, params, video_BTHWC):
-  video = video_BTHWC.astype(np.float32) / 127.5 - 1
-  return model.apply({"params": params}, video, method="encode")
 
 
 def judge_set(judge, videos, asked) -> dict:

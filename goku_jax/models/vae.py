@@ -13,11 +13,13 @@ the word before them names).
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
 import einops
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -147,6 +149,13 @@ class VAE(nn.Module):
     B, T, H, W, _ = video_shape
     t, h, w = self.config.stride
     return B, (T - 1) // t + 1, H // h, W // w, self.config.latent_channels
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode_pixels(model: VAE, params, video_BTHWC):
+  """Posterior mean and log-variance of videos in uint8."""
+  video_BTHWC = video_BTHWC.astype(jnp.float32) / 127.5 - 1
+  return model.apply({"params": params}, video_BTHWC, method="encode")
 
 
 def make_vae(variant: str, *, dtype: str = "float32", **sizes) -> VAE:

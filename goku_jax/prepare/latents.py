@@ -1,6 +1,5 @@
 """Encodes a raw source with the autoencoder of a run."""
 
-import functools
 import itertools
 import pathlib
 
@@ -45,22 +44,12 @@ def load_vae(workdir: str | None, step: int | None):
   """Model, its sizes, averaged parameters and step of a run's autoencoder."""
   if not workdir:
     raise UserError("set --config.vae.workdir to a run of stage=vae")
-  config = job.load_config(workdir)
-  if config.stage != "vae":
-    raise UserError(
-      f"--config.vae.workdir={workdir} holds a run of stage={config.stage},"
-      " not vae"
-    )
-  sizes = config.model.to_dict()
+  sizes = job.load_config(workdir, "vae").model.to_dict()
   model = vae.make_vae(**sizes)
   clip = np.zeros((1, 1, *(4 * s for s in model.config.stride[1:]), 3))
   abstract = jax.eval_shape(model.init, jax.random.key(0), clip)["params"]
-  folder = pathlib.Path(workdir) / "checkpoints"
-  found = checkpoint.restore(folder, {"ema": abstract}, step)
-  if not found:
-    raise UserError(f"{folder} has no whole checkpoint: train first")
-  step, trees, _ = found
-  return model, sizes, trees["ema"], step
+  step, params = checkpoint.restore_run(workdir, "ema", abstract, step)
+  return model, sizes, params, step
 
 
 def encode(model, params, raw, progress):
@@ -90,18 +79,12 @@ def _encode(model, params, videos):
   # Padded, so that each shape compiles once.
   padded = videos + videos[-1:] * (-len(videos) % CHUNK)
   chunks = [
-    _apply(model, params, np.stack(padded[i : i + CHUNK]))
+    vae.encode_pixels(model, params, np.stack(padded[i : i + CHUNK]))
     for i in range(0, len(padded), CHUNK)
   ]
   return (
     np.concatenate(part)[: len(videos)] for part in zip(*chunks, strict=True)
   )
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _apply(model, params, video_BTHWC):
-  video = video_BTHWC.astype(np.float32) / 127.5 - 1
-  return model.apply({"params": params}, video, method="encode")
 
 
 def _summary(source) -> dict:

@@ -1,7 +1,6 @@
 """The model of a run's workdir, with the parameters of a checkpoint."""
 
 import functools
-import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -53,10 +52,5 @@ def restore(workdir, *, step: int | None = None, weights: str = "ema"):
   batch = schema.empty_packs(B=1, L=8, P=model.config.patch_width, S=8, G=1)
   init = functools.partial(init_params, model)
   abstract = jax.eval_shape(init, jax.random.key(0), batch)
-  folder = pathlib.Path(workdir) / "checkpoints"
-  found = checkpoint.restore(folder, {weights: abstract}, step)
-  if not found:
-    raise UserError(f"{folder} has no whole checkpoint: train first")
-  step, trees, _ = found
-  params = jax.device_put(trees[weights])
-  return Restored(config, model, params, codec, step)
+  step, params = checkpoint.restore_run(workdir, weights, abstract, step)
+  return Restored(config, model, jax.device_put(params), codec, step)

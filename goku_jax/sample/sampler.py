@@ -3,7 +3,8 @@
 Each sample's noise comes from the seed and its own index, and attention never
 leaves a segment, so a sample does not depend on what it was packed with.
 
-Letters: B packs, L tokens, P numbers in a token, G segments of a pack.
+Letters: B packs, L tokens, P numbers in a token, S text tokens, G segments of
+a pack.
 """
 
 import functools
@@ -76,18 +77,19 @@ def sample_latents(
     max(capacity.text, sizes[:, 1].max() + 1),
     capacity.segments,
   )
+  L, S, G = capacity
+  sizes_of_pack = dict(L=L, P=model.config.patch_width, S=S, G=G)
   packs = packing.deal(sizes, capacity)
   num_packs = min(NUM_PACKS, 1 << (len(packs) - 1).bit_length())
   latents, done = [None] * len(samples), 0
   for start in range(0, len(packs), num_packs):
     here = packs[start : start + num_packs]
-    batch = _stack(
-      [
-        packing.pack([samples[i] for i in p], capacity, patch_size=patch_size)
-        for p in here
-      ],
-      num_packs,
-    )
+    full = [
+      packing.pack([samples[i] for i in p], capacity, patch_size=patch_size)
+      for p in here
+    ]
+    empty = schema.empty_packs(B=num_packs - len(here), **sizes_of_pack)
+    batch = {k: np.concatenate([p[k] for p in (*full, empty)]) for k in empty}
     batch["tokens_BLP"] = jax.device_get(
       _integrate(
         model,
@@ -109,14 +111,6 @@ def sample_latents(
     if progress:
       progress(done)
   return latents
-
-
-def _stack(packs: list[dict], num_packs: int) -> dict:
-  """One batch of `num_packs` packs, the last ones empty."""
-  empty = {name: np.zeros_like(x) for name, x in packs[0].items()}
-  empty["sample_index_BG"] -= 1
-  packs = packs + [empty] * (num_packs - len(packs))
-  return {n: np.concatenate([p[n] for p in packs]) for n in empty}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6, 7))

@@ -9,13 +9,14 @@ every sample as the planner wants them, and random access to samples
 
 `Pixels` takes a raw source (uint8 video and caption; `sizes()` int [n, 4] of
 frames, height, width and text tokens). `Latents` reads a folder that
-`write_shards` wrote:
+a `ShardWriter` wrote:
 
   shard-00000.array_record ...   one record a sample, safetensors of `mean`
                   and `logvar` as the autoencoder gave them, `caption` (UTF-8)
                   and whatever numbers came along (`digit`, ...)
   index.npz       `sizes` int64 [n, 4]: t, h, w of the latents, text tokens
   manifest.json   written last: a folder without it is not whole
+  shard-00000.json ...           until then: what is known of each whole shard
 """
 
 import concurrent.futures
@@ -109,61 +110,119 @@ class Latents:
     }
 
 
-def write_shards(
-  folder, records, *, records_per_shard: int, about: dict | None = None
-) -> dict:
-  """Writes latents in shards; returns the manifest.
+class ShardWriter:
+  """Writes latents in shards, going on after those that are whole.
 
-  The same records give the same bytes.
+  The same records give the same bytes, written at once or in several goes.
 
   Args:
-    folder: made if missing; a manifest in it is removed first.
-    records: an iterator of dicts: `mean` and `logvar` [t, h, w, c], `caption`
-      (str), and numbers or arrays of numbers under other names.
+    folder: made if missing; a manifest in it is removed by `write`.
     records_per_shard: how many before the next shard is begun.
-    about: more entries for the manifest.
+    about: more entries for the manifest. Work that was begun with others is
+      begun anew.
   """
-  folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / MANIFEST).unlink(missing_ok=True)
-  for stale in folder.glob("shard-*.array_record"):
-    stale.unlink()
-  moments, sizes, shards = Moments(), [], []
-  records = iter(records)
-  for first in records:
-    rest = itertools.islice(records, records_per_shard - 1)
-    name = f"shard-{len(shards):05d}.array_record"
-    before = len(sizes)
-    with contextlib.closing(_open_writer(folder / name)) as writer:
-      for record in itertools.chain([first], rest):
-        sizes.append(_write_record(writer, record, moments, len(sizes)))
-    digest = _digest(folder / name)
-    count = len(sizes) - before
-    shards.append({"name": name, "records": count, "digest": digest})
-  if not sizes:
-    raise UserError("0 records: there is nothing to write")
-  np.savez(folder / INDEX, sizes=np.array(sizes, np.int64))
-  manifest = {
-    "layout": LAYOUT,
-    "records": len(sizes),
-    "shards": shards,
-    "index": {"name": INDEX, "digest": _digest(folder / INDEX)},
-    "latent_mean": moments.mean.tolist(),
-    "latent_std": moments.std.tolist(),
-    **(about or {}),
-  }
-  text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
-  temporary = folder / f"{MANIFEST}.tmp"
-  temporary.write_text(text)
-  os.replace(temporary, folder / MANIFEST)
-  return manifest
+
+  def __init__(self, folder, *, records_per_shard: int, about=None):
+    if records_per_shard < 1:
+      raise UserError(f"records_per_shard={records_per_shard}: set 1 or more")
+    self._folder = pathlib.Path(folder)
+    self._each = records_per_shard
+    self._about = about or {}
+    self._moments, self._sizes, self._shards = Moments(), [], []
+    self._go_on()
+
+  def __len__(self) -> int:
+    """The records in whole shards: how many `write` need not be given."""
+    return len(self._sizes)
+
+  def _go_on(self):
+    """Takes up the shards of an earlier go, as far as they are whole."""
+    while True:
+      path = self._folder / _shard_name(len(self._shards))
+      try:
+        record = json.loads(path.with_suffix(".json").read_text())
+      except (FileNotFoundError, ValueError):
+        return
+      begun_alike = record["begun_with"] == [self._each, self._about]
+      if not begun_alike or record["shard"]["digest"] != _digest(path):
+        return
+      self._shards.append(record["shard"])
+      self._sizes += record["sizes"]
+      self._moments = Moments(*record["moments"])
+
+  def write(self, records):
+    """Writes what follows the whole shards.
+
+    Args:
+      records: an iterator of dicts: `mean` and `logvar` [t, h, w, c],
+        `caption` (str), and numbers or arrays of numbers under other names.
+    """
+    self._folder.mkdir(parents=True, exist_ok=True)
+    (self._folder / MANIFEST).unlink(missing_ok=True)
+    whole = {shard["name"] for shard in self._shards}
+    for stale in self._folder.glob("shard-*.array_record"):
+      if stale.name not in whole:
+        stale.unlink()
+    records = iter(records)
+    for first in records:
+      rest = itertools.islice(records, self._each - 1)
+      self._write_shard(itertools.chain([first], rest))
+    if not self._sizes:
+      raise UserError("0 records: there is nothing to write")
+
+  def _write_shard(self, records):
+    name, before = _shard_name(len(self._shards)), len(self._sizes)
+    path = self._folder / name
+    with contextlib.closing(_open_writer(path)) as writer:
+      for record in records:
+        size = _write_record(writer, record, self._moments, len(self._sizes))
+        self._sizes.append(size)
+    sizes = self._sizes[before:]
+    shard = {"name": name, "records": len(sizes), "digest": _digest(path)}
+    self._shards.append(shard)
+    record = {
+      "begun_with": [self._each, self._about],
+      "shard": shard,
+      "sizes": sizes,
+      "moments": self._moments.sums(),  # of this shard and all before
+    }
+    _write_whole(path.with_suffix(".json"), json.dumps(record))
+
+  def statistics(self) -> dict:
+    """Mean and deviation of each channel, of all that is written."""
+    return {
+      "latent_mean": self._moments.mean.tolist(),
+      "latent_std": self._moments.std.tolist(),
+    }
+
+  def finish(self) -> dict:
+    """Makes the folder whole; returns its manifest."""
+    index = self._folder / INDEX
+    np.savez(index, sizes=np.array(self._sizes, np.int64))
+    manifest = {
+      "layout": LAYOUT,
+      "records": len(self._sizes),
+      "shards": self._shards,
+      "index": {"name": INDEX, "digest": _digest(index)},
+      **self.statistics(),
+      **self._about,
+    }
+    text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
+    _write_whole(self._folder / MANIFEST, text)
+    for record in self._folder.glob("shard-*.json"):
+      record.unlink()
+    return manifest
 
 
 class Moments:
   """Mean and deviation, by channel, of latents drawn from their posteriors."""
 
-  def __init__(self):
-    self._count, self._sums = 0, np.zeros((2, 1))
+  def __init__(self, count: int = 0, sums=((0.0,), (0.0,))):
+    self._count, self._sums = count, np.array(sums)
+
+  def sums(self) -> tuple[int, list]:
+    """What makes the same moments again, exactly, also through JSON."""
+    return self._count, self._sums.tolist()
 
   def add(self, mean: np.ndarray, logvar: np.ndarray):
     """Counts every position of a sample."""
@@ -216,6 +275,20 @@ def _read_manifest(folder):
       f"{LAYOUT}: {again}"
     )
   return manifest
+
+
+def _shard_name(number):
+  return f"shard-{number:05d}.array_record"
+
+
+def _write_whole(path, text):
+  # As `files.write_whole`, which this room may not import.
+  temporary = path.with_suffix(".tmp")
+  with open(temporary, "w") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
 
 
 def _open_writer(path):

@@ -6,7 +6,8 @@
 VAE is the workdir of a trained autoencoder. LATENTS receives ArrayRecord
 shards of posterior means and log-variances, a manifest with digests and the
 statistics that bring latents to unit variance, and the autoencoder itself
-(`vae/`). A folder that is whole already is left as it is.
+(`vae/`). A folder that is whole already is left as it is; after a kill, the
+same command goes on from the whole shards.
 """
 
 import time
@@ -22,7 +23,8 @@ def main(config, workdir):
       f"config.stage={config.get('stage')!r} prepares nothing: use"
       " --config=configs/digits.py:stage=prepare"
     )
-  job.check_workdir(workdir, config, same=("seed", "data", "vae"))
+  same = ("seed", "data", "vae", "records_per_shard")
+  job.check_workdir(workdir, config, same=same)
   from goku_jax.prepare import latents  # jax is slow to import
 
   result = latents.prepare(config, workdir)

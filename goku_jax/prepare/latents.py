@@ -22,21 +22,18 @@ def prepare(config, workdir) -> dict:
     return _summary(sources.Latents(folder))
   model, sizes, params, step = load_vae(**config.vae)
   raw = digits.Digits(seed=config.seed, **config.data.digits)
+  writer = sources.ShardWriter(
+    folder,
+    records_per_shard=config.records_per_shard,
+    about={"vae": {"workdir": config.vae.workdir, "step": step}},
+  )
   job.save_config(folder, config)
-  with job.Progress(len(raw), 0, "prepare") as progress:
-    manifest = sources.write_shards(
-      folder / "partial",
-      encode(model, params, raw, progress),
-      records_per_shard=config.records_per_shard,
-      about={"vae": {"workdir": config.vae.workdir, "step": step}},
-    )
-  statistics = {k: manifest[k] for k in ("latent_mean", "latent_std")}
-  weights.save(folder / "vae", params, {"model": sizes, **statistics})
-  # The manifest comes last: it makes the folder whole.
-  files = sorted((folder / "partial").iterdir())
-  for file in sorted(files, key=lambda f: f.name == sources.MANIFEST):
-    file.rename(folder / file.name)
-  (folder / "partial").rmdir()
+  if len(writer):
+    print(f"goes on from record {len(writer)} of {len(raw)}", flush=True)
+  with job.Progress(len(raw), len(writer), "prepare") as progress:
+    writer.write(encode(model, params, raw, progress, len(writer)))
+  weights.save(folder / "vae", params, {"model": sizes, **writer.statistics()})
+  writer.finish()  # the manifest comes last: it makes the folder whole
   return _summary(sources.Latents(folder))
 
 
@@ -52,12 +49,17 @@ def load_vae(workdir: str | None, step: int | None):
   return model, sizes, params, step
 
 
-def encode(model, params, raw, progress):
-  """Records of all samples in order, those of one shape encoded together."""
+def encode(model, params, raw, progress, first: int = 0):
+  """Records of the samples from `first` on, those of one shape together.
+
+  Samples are encoded beside the same ones wherever it starts, so that their
+  latents have the same bits.
+  """
   params = jax.device_put(params)
-  done = 0
-  for start in range(0, len(raw), 2 * CHUNK):
-    samples = [raw[i] for i in range(start, min(start + 2 * CHUNK, len(raw)))]
+  window = 2 * CHUNK
+  for start in range(first - first % window, len(raw), window):
+    end = min(start + window, len(raw))
+    samples = [raw[i] for i in range(start, end)]
     moments = [None] * len(samples)
     shape_of = lambda i, samples=samples: samples[i]["video"].shape
     places = sorted(range(len(samples)), key=shape_of)
@@ -67,11 +69,12 @@ def encode(model, params, raw, progress):
       encoded = _encode(model, params, videos)
       for i, mean, logvar in zip(same, *encoded, strict=True):
         moments[i] = mean, logvar
-    for sample, (mean, logvar) in zip(samples, moments, strict=True):
+    left_out = max(first - start, 0)  # encoded before, in the same window
+    pairs = zip(samples, moments, strict=True)
+    for sample, (mean, logvar) in itertools.islice(pairs, left_out, None):
       numbers = {k: v for k, v in sample.items() if k != "video"}
       yield {"mean": mean, "logvar": logvar, **numbers}
-    done += len(samples)
-    progress.update(done)
+    progress.update(end)
 
 
 def _encode(model, params, videos):

@@ -26,9 +26,15 @@ def make_records(n=25, seed=0, dtype=np.float32):
     }
 
 
+def write_shards(folder, records, **more):
+  writer = sources.ShardWriter(folder, **more)
+  writer.write(records)
+  return writer.finish()
+
+
 @pytest.fixture
 def folder(tmp_path):
-  sources.write_shards(
+  write_shards(
     tmp_path / "latents",
     make_records(),
     records_per_shard=10,
@@ -73,29 +79,55 @@ def test_what_training_draws_has_unit_variance(folder):
 
 def test_half_precision_is_read_as_float32(tmp_path):
   records = make_records(4, dtype=np.float16)
-  sources.write_shards(tmp_path, records, records_per_shard=9)
+  write_shards(tmp_path, records, records_per_shard=9)
   assert sources.Latents(tmp_path)[3]["mean"].dtype == np.float32
 
 
 def test_latents_in_another_memory_order_are_written_right(tmp_path):
   records = list(make_records(2))
   turned = [{**r, "mean": np.asfortranarray(r["mean"])} for r in records]
-  sources.write_shards(tmp_path / "a", records, records_per_shard=9)
-  sources.write_shards(tmp_path / "b", turned, records_per_shard=9)
+  write_shards(tmp_path / "a", records, records_per_shard=9)
+  write_shards(tmp_path / "b", turned, records_per_shard=9)
   a, b = (sources.Latents(tmp_path / k)[1]["mean"] for k in "ab")
   np.testing.assert_array_equal(a, b)
 
 
 def test_the_same_records_give_the_same_bytes(folder, tmp_path):
   again = tmp_path / "again"
-  sources.write_shards(
-    again, make_records(99), records_per_shard=5, about={"vae": "x"}
-  )
-  sources.write_shards(  # over a larger one, of which nothing stays
+  write_shards(again, make_records(99), records_per_shard=5, about={"vae": "x"})
+  write_shards(  # over a larger one, of which nothing stays
     again, make_records(), records_per_shard=10, about={"vae": "debug"}
   )
   bytes_of = lambda f: {p.name: p.read_bytes() for p in f.iterdir()}
   assert bytes_of(folder) == bytes_of(again)
+
+
+def test_what_is_whole_is_not_written_again(folder, tmp_path):
+  more = dict(records_per_shard=10, about={"vae": "debug"})
+  broken, records = tmp_path / "broken", list(make_records())
+  with pytest.raises(TypeError):
+    sources.ShardWriter(broken, **more).write([*records[:23], None])
+  done = list(broken.glob("shard-0000[01].array_record"))
+  times = [p.stat().st_mtime_ns for p in done]
+  assert len(sources.ShardWriter(broken, **more)) == 20
+  for other in (dict(about={"vae": "x"}), dict(records_per_shard=5)):
+    assert len(sources.ShardWriter(broken, **more | other)) == 0
+  write_shards(broken, records[20:], **more)
+  assert times == [p.stat().st_mtime_ns for p in done]
+  bytes_of = lambda f: {p.name: p.read_bytes() for p in f.iterdir()}
+  assert bytes_of(broken) == bytes_of(folder)
+
+
+def test_a_shard_that_is_damaged_is_written_again(folder, tmp_path):
+  more = dict(records_per_shard=10, about={"vae": "debug"})
+  broken, records = tmp_path / "broken", list(make_records())
+  sources.ShardWriter(broken, **more).write(records)
+  path = broken / "shard-00001.array_record"
+  path.write_bytes(path.read_bytes()[:-1])
+  assert len(sources.ShardWriter(broken, **more)) == 10
+  write_shards(broken, records[10:], **more)
+  bytes_of = lambda f: {p.name: p.read_bytes() for p in f.iterdir()}
+  assert bytes_of(broken) == bytes_of(folder)
 
 
 def test_sizes_count_tokens_and_text_tokens(folder):
@@ -130,7 +162,7 @@ def test_a_folder_without_a_manifest_is_not_whole(folder):
     raise OSError("power cut")
 
   with pytest.raises(OSError, match="power cut"):
-    sources.write_shards(folder, broken_records(), records_per_shard=10)
+    write_shards(folder, broken_records(), records_per_shard=10)
   with pytest.raises(UserError, match=r"has no manifest.json"):
     sources.Latents(folder)
 
@@ -150,11 +182,13 @@ def test_another_layout_and_a_broken_manifest_are_said(folder):
 
 def test_nothing_and_nan_are_not_written(tmp_path):
   with pytest.raises(UserError, match="0 records"):
-    sources.write_shards(tmp_path, [], records_per_shard=10)
+    write_shards(tmp_path, [], records_per_shard=10)
+  with pytest.raises(UserError, match="records_per_shard=0: set 1"):
+    write_shards(tmp_path, make_records(), records_per_shard=0)
   bad = next(make_records())
   bad["mean"][0, 0, 0, 0] = np.nan
   with pytest.raises(ValueError, match="record 0 has latents that are not fin"):
-    sources.write_shards(tmp_path, [bad], records_per_shard=10)
+    write_shards(tmp_path, [bad], records_per_shard=10)
 
 
 def test_pixels_are_latents_of_their_own():

@@ -85,7 +85,7 @@ def test_prepare_writes_what_it_says(latents, vae):
   assert (result["records"], result["shards"]) == (64, 2)
   manifest = json.loads((latents / "manifest.json").read_text())
   assert manifest["vae"] == {"workdir": str(vae), "step": 4}
-  assert not (latents / "partial").exists()
+  assert not list(latents.glob("shard-*.json"))
   before = {p: p.stat().st_mtime_ns for p in latents.glob("shard-*")}
   out, _ = run(
     "prepare",
@@ -95,6 +95,35 @@ def test_prepare_writes_what_it_says(latents, vae):
   )
   assert "is whole already" in out
   assert before == {p: p.stat().st_mtime_ns for p in latents.glob("shard-*")}
+
+
+def test_a_killed_prepare_goes_on_to_the_same_bytes(vae, tmp_path):
+  whole, killed = tmp_path / "whole", tmp_path / "killed"
+  job = [
+    "prepare",
+    f"--config={CONFIG}:stage=prepare,debug",
+    f"--config.vae.workdir={vae}",
+    "--config.data.digits.num_samples=3000",
+    "--config.records_per_shard=100",
+  ]
+  run(*job, f"--workdir={whole}")
+  process = start(*job, f"--workdir={killed}")
+  while not (killed / "shard-00001.json").exists():
+    assert process.poll() is None
+    time.sleep(0.001)
+  os.kill(process.pid, signal.SIGKILL)
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+  assert not (killed / "manifest.json").exists()
+  first = killed / "shard-00000.array_record"
+  written = first.stat().st_mtime_ns
+  out, _ = run(*job, f"--workdir={killed}")
+  assert "goes on from record" in out
+  assert first.stat().st_mtime_ns == written
+  files = lambda f: {
+    p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()
+  }
+  assert files(killed) == files(whole)
 
 
 def test_the_same_seed_draws_the_same_bytes(flow, tmp_path):

@@ -77,24 +77,28 @@ def test_a_finished_folder_is_left_as_it_is(encoder, prepared):
   assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
 
 
-def test_interrupted_work_starts_again(
+def test_interrupted_work_goes_on_from_whole_shards(
   encoder, prepared, tmp_path, monkeypatch
 ):
   encode = latents.encode
 
   def broken(*args):
-    yield from itertools.islice(encode(*args), 40)
+    yield from itertools.islice(encode(*args), 70)
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
     patch.setattr(latents, "encode", broken)
     with pytest.raises(KeyboardInterrupt):
       latents.prepare(config_of(encoder), tmp_path)
-  assert list((tmp_path / "partial").glob("shard-*"))
   assert not (tmp_path / sources.MANIFEST).exists()
-  assert latents.prepare(config_of(encoder), tmp_path) == prepared[1]
+  firsts = []
+  with monkeypatch.context() as patch:
+    patch.setattr(
+      latents, "encode", lambda *args: firsts.append(args[-1]) or encode(*args)
+    )
+    assert latents.prepare(config_of(encoder), tmp_path) == prepared[1]
+  assert firsts == [64]  # two shards of 32, within one window
   assert contents(tmp_path) == contents(prepared[0])
-  assert not (tmp_path / "partial").exists()
 
 
 def test_what_training_draws_has_unit_variance(prepared):
@@ -118,6 +122,11 @@ def test_a_start_that_is_refused_leaves_an_empty_folder(encoder, tmp_path):
     "prepare", vae__workdir=str(encoder[0]), data__digits__canvas=8
   )
   with pytest.raises(job.UserError, match="canvas=8"):
+    prepare_main.main(config, str(workdir))
+  config = runs.read_config(
+    "prepare", vae__workdir=str(encoder[0]), records_per_shard=0
+  )
+  with pytest.raises(job.UserError, match="records_per_shard=0: set 1"):
     prepare_main.main(config, str(workdir))
   assert not list(workdir.iterdir())
 

@@ -4,8 +4,10 @@
     --num_frames=17 --num_steps=25 --guidance_scale=3 --seed=0 --out=x.mp4
 
 One frame is an image (--out=x.png). --prompts=FILE takes one prompt a line
-and --out a folder. The same seed gives the same bytes; prompt i of a file has
-noise of its own. Files carry prompt, seed and settings as metadata.
+and --out a folder. A model with classes takes --class_label=N beside the
+prompt, or in its place where it reads no text. The same seed gives the same
+bytes; prompt i of a file has noise of its own. Files carry prompt, seed and
+settings as metadata.
 """
 
 import pathlib
@@ -17,6 +19,7 @@ from goku_jax import job
 
 flags.DEFINE_string("prompt", None, "what to show")
 flags.DEFINE_string("prompts", None, "file of prompts, one a line")
+flags.DEFINE_integer("class_label", None, "for a model that has classes")
 flags.DEFINE_string("out", None, "file (mp4, gif, png, npz), or folder")
 flags.DEFINE_integer("num_frames", 17, "4k+1; 1 is an image")
 flags.DEFINE_integer("height", None, "pixels; as in training by default")
@@ -46,6 +49,7 @@ def main(
   weights,
   prompt=None,
   prompts=None,
+  class_label=None,
   height=None,
   width=None,
   step=None,
@@ -55,7 +59,7 @@ def main(
   from goku_jax.data import video_io
   from goku_jax.sample import draw, requests, restore
 
-  captions = requests.read_prompts(prompt, prompts)
+  captions = requests.read_prompts(prompt, prompts, class_label)
   files = requests.name_files(out, captions, num_frames, many=bool(prompts))
   run = restore.restore(workdir, step=step, weights=weights)
   settings = dict(
@@ -66,10 +70,12 @@ def main(
     shift=shift,
     seed=seed,
   )
+  labels = None if class_label is None else [class_label] * len(captions)
   with job.Progress(len(captions), 0, "sample") as progress:
     videos = draw.draw(
       run,
       captions,
+      labels=labels,
       size=(height, width),
       progress=progress.update,
       **settings,
@@ -80,7 +86,12 @@ def main(
       video,
       fps=fps,
       upscale=upscale,
-      metadata={"prompt": caption, "step": run.step, **settings},
+      metadata={
+        "prompt": caption,
+        "class_label": class_label,
+        "step": run.step,
+        **settings,
+      },
     )
   return {
     "files": [str(pathlib.Path(file)) for file in files],

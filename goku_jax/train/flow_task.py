@@ -12,6 +12,7 @@ from goku_jax.data import digits, packing, pipeline, sources
 from goku_jax.models import attention
 from goku_jax.parallel.attention import shard_attention
 from goku_jax.sample import codec as codecs
+from goku_jax.sample import requests
 from goku_jax.sample.restore import init_params, make_model
 from goku_jax.sample.sampler import sample_latents
 from goku_jax.train.flow_loss import flow_loss
@@ -35,6 +36,8 @@ def make_task(config, mesh, workdir) -> Task:
   attention_fn = shard_attention(attention.segment_attention, mesh)
   model = make_model(config, codec, attention_fn=attention_fn)
   patch_size = tuple(model.config.patch_size)
+  asked = _asked(config.sample)
+  requests.check_condition(model, *asked)
   planner = packing.Planner(
     source.sizes(patch_size, data.max_text),
     capacity=packing.Capacity(**data.pack),
@@ -55,7 +58,9 @@ def make_task(config, mesh, workdir) -> Task:
       host_count=jax.process_count(),
     ),
     work=functools.partial(_work, model.config),
-    show=functools.partial(_show, make_model(config, codec), codec, config),
+    show=functools.partial(
+      _show, make_model(config, codec), codec, config, *asked
+    ),
     picture=functools.partial(_picture, codec, patch_size),
   )
 
@@ -79,10 +84,16 @@ def _work(cfg, batch) -> tuple[float, int]:
   return flops, int(segments.sum())
 
 
-def _show(model, codec, config, params, ema):
-  """Fixed prompts and seeds, drawn by raw and averaged parameters."""
+def _asked(sample):
+  """The prompts and class labels of a config as sampling takes them."""
+  prompts, labels = list(sample.prompts), list(sample.class_labels)
+  return prompts or [""] * len(labels), labels or None
+
+
+def _show(model, codec, config, prompts, labels, params, ema):
+  """Fixed prompts, labels and seeds, drawn by raw and averaged parameters."""
   sample = config.sample.to_dict()
-  prompts = list(sample.pop("prompts"))
+  del sample["prompts"], sample["class_labels"]
   shape = codecs.latent_shape(
     codec, sample.pop("num_frames"), *sample.pop("size")
   )
@@ -93,6 +104,7 @@ def _show(model, codec, config, params, ema):
       tree,
       prompts,
       [shape] * len(prompts),
+      labels=labels,
       capacity=packing.Capacity(**config.data.pack),
       max_text=config.data.max_text,
       **sample,

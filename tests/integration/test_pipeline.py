@@ -182,3 +182,16 @@ def test_a_killed_run_ends_as_one_that_never_was(tmp_path):
   for name, arrays in one.items():
     for path, array in arrays.items():
       np.testing.assert_array_equal(array, two[name][path], err_msg=path)
+
+
+def test_a_model_of_classes_alone_is_trained_and_drawn(tmp_path):
+  flow, file = tmp_path / "flow", tmp_path / "five.png"
+  run_train("debug,condition=class", flow, "--config.total_steps=2")
+  draw = ["sample", f"--workdir={flow}", f"--out={file}", "--num_frames=1"]
+  draw += ["--num_steps=2"]
+  run(*draw, "--class_label=5")
+  assert video_io.read_video(file)[0].shape == (1, 16, 16, 3)
+  assert video_io.read_metadata(file)["class_label"] == 5
+  _, err = run(*draw, f"--prompt={CAPTION}", status=2)
+  assert "this model reads no text" in err
+  assert err.count("\n") == 1

@@ -36,8 +36,8 @@ def make_task(config, mesh, workdir) -> Task:
   attention_fn = shard_attention(attention.segment_attention, mesh)
   model = make_model(config, codec, attention_fn=attention_fn)
   patch_size = tuple(model.config.patch_size)
-  asked = _asked(config.sample)
-  requests.check_condition(model, *asked)
+  prompts, labels = _asked(config.sample)
+  requests.check_condition(model, prompts, labels)
   planner = packing.Planner(
     source.sizes(patch_size, data.max_text),
     capacity=packing.Capacity(**data.pack),
@@ -59,8 +59,12 @@ def make_task(config, mesh, workdir) -> Task:
     ),
     work=functools.partial(_work, model.config),
     show=functools.partial(
-      _show, make_model(config, codec), codec, config, *asked
+      _show, make_model(config, codec), codec, config, prompts, labels
     ),
+    captions=[
+      prompt if labels is None else f"class {labels[i]} {prompt}".strip()
+      for i, prompt in enumerate(prompts)
+    ],
     picture=functools.partial(_picture, codec, patch_size),
   )
 

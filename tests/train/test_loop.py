@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from goku_jax import checkpoint, job
+from goku_jax.data import video_io
 from goku_jax.train import __main__ as train_main
 from goku_jax.train import loop
 from tests import runs
@@ -101,6 +102,10 @@ def test_a_run_leaves_what_it_promises(straight, stage):
   for name in ("config.json", "first_batch.png", "curves.png"):
     assert (workdir / name).stat().st_size
   assert (workdir / "shown" / f"{TOTAL:08d}.png").stat().st_size
+  video, _ = video_io.read_video(workdir / "shown" / f"{TOTAL:08d}.mp4")
+  assert len(video) == 5
+  columns = {"flow": 2, "vae": 3}[stage]  # raw, ema; real before them
+  assert video.shape[2] == 12 + columns * (200 + 12)
   assert list((workdir / "tensorboard").iterdir())
   assert checkpoint.whole_steps(workdir / "checkpoints") == [2, 4]
 

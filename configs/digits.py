@@ -72,7 +72,10 @@ def vae(config, debug):
     every_steps=5 if debug else 250,
     schedule="cosine",
   )
-  config.model = dict(variant="debug" if debug else "digits")
+  config.model = dict(
+    variant="debug" if debug else "digits",
+    dtype="float32",  # of matrix products; bfloat16 keeps float32 parameters
+  )
   config.data = dict(
     digits=canvas(debug),
     num_clips=8 if debug else 2,  # a step, over all devices

@@ -103,9 +103,9 @@ def read_arrays(workdir, step=None):
   }
 
 
-def golden_step(stage) -> dict:
-  """What one step of the debug config does, as numbers."""
-  found = read_config(stage)
+def one_step(stage, **overrides):
+  """State before and after one step of the debug config, and its metrics."""
+  found = read_config(stage, **overrides)
   mesh = jax.make_mesh((1, 1), ("replica", "fsdp"), devices=jax.devices()[:1])
   with tempfile.TemporaryDirectory() as workdir:
     task = loop.TASKS[stage](found, mesh, workdir)
@@ -117,10 +117,15 @@ def golden_step(stage) -> dict:
   state = init_state(params, tx)
   settings = dict(loss_fn=task.loss_fn, tx=tx, ema_decay=found.ema_decay)
   fn = jax.jit(functools.partial(train_step, **settings))
-  after, metrics = fn(state, batch, rng)
-  update = jax.tree.map(jnp.subtract, after.params, state.params)
+  return state, *fn(state, batch, rng)
+
+
+def golden_step(stage) -> dict:
+  """What one step of the debug config does, as numbers."""
+  before, after, metrics = one_step(stage)
+  update = jax.tree.map(jnp.subtract, after.params, before.params)
   numbers = {**metrics, "update_norm": optax.tree.norm(update)}
-  numbers["parameters"] = sum(x.size for x in jax.tree.leaves(params))
+  numbers["parameters"] = sum(x.size for x in jax.tree.leaves(before.params))
   return {name: float(value) for name, value in numbers.items()}
 
 

@@ -3,9 +3,8 @@
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
-from goku_jax.models import attention, rope, transformer
+from goku_jax.models import attention, layers, rope, transformer
 from goku_jax.models.text import ByteEncoder, TextConfig
 from goku_jax.typing import UserError
 
@@ -75,11 +74,12 @@ def make_goku(
   if variant not in transformer.VARIANTS:
     known = ", ".join(transformer.VARIANTS)
     raise UserError(f"model.variant={variant!r} is not one of {known}")
+  compute = layers.read_dtype(dtype)
   if text is not None:
-    text = TextConfig(**text, dtype=jnp.dtype(dtype))
+    text = TextConfig(**text, dtype=compute)
     sizes["text_width"] = text.width
   config = transformer.TransformerConfig(
-    **transformer.VARIANTS[variant] | sizes | dict(dtype=jnp.dtype(dtype))
+    **transformer.VARIANTS[variant] | sizes | dict(dtype=compute)
   )
   _check_heads("model", config)
   try:

@@ -10,9 +10,24 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from goku_jax.typing import UserError
+
+DTYPES = ("float32", "bfloat16")  # of matrix products
+
 xavier = nn.initializers.xavier_uniform()
 normal_02 = nn.initializers.normal(0.02)
 zeros = nn.initializers.zeros_init()
+
+
+def read_dtype(name: str):
+  """The dtype of matrix products that a config names.
+
+  Raises:
+    UserError: another one; float16 would need a scaled loss.
+  """
+  if name not in DTYPES:
+    raise UserError(f"model.dtype={name!r} is not one of {', '.join(DTYPES)}")
+  return jnp.dtype(name)
 
 
 class RMSNorm(nn.Module):

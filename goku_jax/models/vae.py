@@ -21,6 +21,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from goku_jax.models import layers
 from goku_jax.models.vae_layers import CausalConv, FrameNorm, ResBlock
 from goku_jax.typing import UserError
 
@@ -152,12 +153,12 @@ def make_vae(variant: str, *, dtype: str = "float32", **sizes) -> VAE:
   """The autoencoder of a named variant, its sizes overridden by `sizes`.
 
   Raises:
-    UserError: the variant is not one of the known, or the width does not fit.
+    UserError: the variant or dtype is unknown, or the width does not fit.
   """
   if variant not in VARIANTS:
     known = ", ".join(VARIANTS)
     raise UserError(f"model.variant={variant!r} is not one of {known}")
-  sizes = VARIANTS[variant] | sizes | dict(dtype=jnp.dtype(dtype))
+  sizes = VARIANTS[variant] | sizes | dict(dtype=layers.read_dtype(dtype))
   config = VAEConfig(**sizes)
   if config.width % FrameNorm.groups:
     raise UserError(

@@ -9,7 +9,8 @@ import pytest
 from goku_jax.data import packing
 from goku_jax.models import goku
 from goku_jax.parallel import mesh as meshes
-from goku_jax.sample.restore import init_params
+from goku_jax.sample.codec import Codec
+from goku_jax.sample.restore import init_params, make_model
 from goku_jax.sample.sampler import sample_latents
 from tests import runs
 
@@ -102,6 +103,14 @@ def test_a_class_without_text_steers_unless_guidance_is_zero():
     assert np.array_equal(one[2], two[2]) != differ
   for one, two in zip(draw(None, 1.0), draw([1, 2, 3], 0.0), strict=True):
     np.testing.assert_allclose(one, two, atol=1e-5)  # no label: dropped
+
+
+def test_a_model_in_bfloat16_draws_nearly_the_same(model, drawn):
+  half = make_model(runs.read_config(model__dtype="bfloat16"), Codec())
+  for one, two in zip(drawn, draw((half, model[1])), strict=True):
+    assert two.dtype == np.float32
+    error = np.linalg.norm(one - two) / np.linalg.norm(one)
+    assert 0 < error < 0.05
 
 
 def test_equal_captions_have_noise_of_their_own(model):

@@ -184,10 +184,28 @@ def test_one_batch_is_learned_by_heart():
   assert min(losses) < losses[0] / 10
 
 
+def golden(stage):
+  return json.loads((runs.ROOT / f"tests/golden/{stage}.json").read_text())
+
+
 @pytest.mark.parametrize("stage", ["flow", "vae"])
 def test_one_step_gives_the_golden_numbers(stage):
-  want = json.loads((runs.ROOT / f"tests/golden/{stage}.json").read_text())
+  want = golden(stage)
   found = runs.golden_step(stage)
   assert found.keys() == want.keys()
   for name, value in found.items():
     np.testing.assert_allclose(value, want[name], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("stage", ["flow", "vae"])
+def test_bfloat16_computes_beside_a_float32_state(stage):
+  exact = golden(stage)
+  before, after, metrics = runs.one_step(stage, model__dtype="bfloat16")
+  chex.assert_trees_all_equal_dtypes(before, after)
+  for x in jax.tree.leaves((after.params, after.ema, after.opt_state)):
+    assert x.dtype in (jnp.float32, jnp.int32)  # counts are whole
+  chex.assert_tree_all_finite((after, metrics))
+  assert abs(metrics["loss"] / exact["loss"] - 1) > 1e-6
+  for name, value in metrics.items():
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, exact[name], rtol=0.05, err_msg=name)

@@ -136,7 +136,15 @@ class VAE(nn.Module):
     """Pixels, about [-1, 1], not clipped."""
     return self.decoder(latents_BTHWC, is_first)
 
-  def __call__(self, video_BTHWC, noise_BTHWC=None):
+  def __call__(
+    self,
+    video_BTHWC: Float[Array, "B T H W C"],
+    noise_BTHWC: Float[Array, "B t h w c"] | None = None,
+  ) -> tuple[
+    Float[Array, "B T H W C"],
+    Float[Array, "B t h w c"],
+    Float[Array, "B t h w c"],
+  ]:
     mean, logvar = self.encode(video_BTHWC)
     noise = jnp.zeros_like(mean) if noise_BTHWC is None else noise_BTHWC
     video = self.decode(mean + jnp.exp(0.5 * logvar) * noise)

@@ -8,6 +8,7 @@ import json
 import pathlib
 import tempfile
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,6 +76,21 @@ def stirred(params, scale=0.1, seed=0):
   rng = np.random.default_rng(seed)
   return jax.tree.map(
     lambda x: x + scale * rng.normal(size=x.shape).astype(np.float32), params
+  )
+
+
+def assert_near(one, two, rtol):
+  """Relative to the size of each array: single numbers may cancel."""
+
+  def error(a, b):
+    a, b = np.asarray(a), np.asarray(b)
+    return np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-12)
+
+  chex.assert_trees_all_equal_comparator(
+    lambda a, b: error(a, b) < rtol,
+    lambda a, b: f"they differ by {error(a, b):.1e}",
+    one,
+    two,
   )
 
 

@@ -59,6 +59,8 @@ def train(config, workdir) -> dict:
         config, workdir, mesh, task, state, step_fn, rng, ckpt, preempted, peak
       )
       ckpt.wait()
+  # Private, but chex.assert_max_traces counts traces alone: a state that comes
+  # back placed otherwise compiles again without one.
   if config.total_steps > first and step_fn._cache_size() != 1:
     raise RuntimeError(f"the step compiled {step_fn._cache_size()} times")
   return {"step": config.total_steps, **metrics}

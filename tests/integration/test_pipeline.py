@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import chex
 import numpy as np
 import pytest
 
@@ -179,9 +180,7 @@ def test_a_killed_run_ends_as_one_that_never_was(tmp_path):
   assert "resumed from step" in out
   one, two = runs.read_arrays(whole), runs.read_arrays(killed)
   assert one.keys() == two.keys() == {"params", "ema", "opt_state", "step"}
-  for name, arrays in one.items():
-    for path, array in arrays.items():
-      np.testing.assert_array_equal(array, two[name][path], err_msg=path)
+  chex.assert_trees_all_equal(one, two)
 
 
 def test_a_model_of_classes_alone_is_trained_and_drawn(tmp_path):

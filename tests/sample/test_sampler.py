@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def draw(model, which=(0, 1, 2), capacity=WIDE, **more):
 
 def test_samples_have_the_shapes_asked_for(drawn):
   assert [x.shape for x in drawn] == SHAPES
-  assert all(np.isfinite(x).all() for x in drawn)
+  chex.assert_tree_all_finite(drawn)
 
 
 def test_other_pack_mates_change_no_sample(model, drawn):

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 
+import chex
 import numpy as np
 import pytest
 
@@ -82,12 +83,7 @@ def read_lines(workdir):
 def assert_same_run(one, two):
   one_arrays, two_arrays = runs.read_arrays(one), runs.read_arrays(two)
   assert one_arrays.keys() == {"params", "ema", "opt_state", "step"}
-  for name, arrays in one_arrays.items():
-    assert arrays.keys() == two_arrays[name].keys()
-    for path, array in arrays.items():
-      np.testing.assert_array_equal(
-        array, two_arrays[name][path], err_msg=f"{name}.{path}"
-      )
+  chex.assert_trees_all_equal(one_arrays, two_arrays)
   losses = lambda w: [(x["step"], x["loss"]) for x in read_lines(w)]
   assert losses(one) == losses(two)
   assert [step for step, _ in losses(one)] == list(range(TOTAL))

@@ -11,7 +11,9 @@ launch/quickstart.sh.
   python -m goku_jax.train --config=configs/digits.py \
     --config.data.path=LATENTS --workdir=FLOW
 
-Without data.path the flow model is trained on the pixels themselves.
+Without data.path the flow model is trained on the pixels themselves. It is
+steered by captions; condition=class takes the digit as a class in their place,
+as the paper's pilot on ImageNet does (section 2.3), condition=both takes both.
 """
 
 import ml_collections as mlc
@@ -22,7 +24,7 @@ from configs import common
 
 def get_config(arg=None):
   """A stage: `flow` (default), `vae` or `prepare`; `debug` shrinks it."""
-  arg = common.parse_arg(arg, stage="flow", debug=False)
+  arg = common.parse_arg(arg, stage="flow", debug=False, condition="text")
   stages = {"flow": flow, "vae": vae, "prepare": prepare}
   if arg.stage not in stages:
     raise ValueError(f"stage={arg.stage!r} is not one of {sorted(stages)}")
@@ -30,6 +32,8 @@ def get_config(arg=None):
   config.stage = arg.stage
   config.seed = 0
   stages[arg.stage](config, arg.debug)
+  if arg.condition != "text":
+    add_classes(config, arg.condition)
   return config
 
 
@@ -68,7 +72,10 @@ def vae(config, debug):
     warmup_steps=1 if debug else 110,
     every_steps=5 if debug else 250,
   )
-  config.model = dict(variant="debug" if debug else "digits")
+  config.model = dict(
+    variant="debug" if debug else "digits",
+    dtype="float32",  # of matrix products; bfloat16 keeps float32 parameters
+  )
   config.data = dict(
     digits=canvas(debug),
     num_clips=8 if debug else 2,  # a step, over all devices
@@ -128,6 +135,7 @@ def flow(config, debug):
       "the digit zero stays still",
       "the digit three moves up slowly",
     ),
+    class_labels=(),  # of a model with classes, one for each prompt
     num_frames=5 if debug else 17,
     size=(16, 16) if debug else (32, 32),
     num_steps=4 if debug else 25,
@@ -144,3 +152,16 @@ def flow(config, debug):
       seed=0,  # of noise and of the judge
     ),
   )
+
+
+def add_classes(config, condition):
+  """Steers the flow model by the digit, beside the captions or alone."""
+  if config.stage != "flow" or condition not in ("class", "both"):
+    raise ValueError(
+      f"condition={condition!r} is not one of text, class, both of stage=flow"
+    )
+  config.model.num_classes = 10
+  config.sample.class_labels = (5, 8, 0, 3)
+  if condition == "class":
+    del config.model.text
+    config.sample.prompts = ()

@@ -7,6 +7,7 @@ import functools
 import json
 import pathlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,6 +78,21 @@ def stirred(params, scale=0.1, seed=0):
   )
 
 
+def assert_near(one, two, rtol):
+  """Relative to the size of each array: single numbers may cancel."""
+
+  def error(a, b):
+    a, b = np.asarray(a), np.asarray(b)
+    return np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-12)
+
+  chex.assert_trees_all_equal_comparator(
+    lambda a, b: error(a, b) < rtol,
+    lambda a, b: f"they differ by {error(a, b):.1e}",
+    one,
+    two,
+  )
+
+
 def flow_model(batch):
   """The debug model with text, and parameters at which all of it matters."""
   model = make_model(read_config(), Codec())
@@ -102,9 +118,9 @@ def read_arrays(workdir, step=None):
   }
 
 
-def golden_step(stage) -> dict:
-  """What one step of the debug config does, as numbers."""
-  found = read_config(stage)
+def one_step(stage, **overrides):
+  """State before and after one step of the debug config, and its metrics."""
+  found = read_config(stage, **overrides)
   mesh = jax.make_mesh((1, 1), ("replica", "fsdp"), devices=jax.devices()[:1])
   task = loop.TASKS[stage](found, mesh)
   batch = next(task.batches(0))
@@ -115,10 +131,15 @@ def golden_step(stage) -> dict:
   state = init_state(params, tx)
   settings = dict(loss_fn=task.loss_fn, tx=tx, ema_decay=found.ema_decay)
   fn = jax.jit(functools.partial(train_step, **settings))
-  after, metrics = fn(state, batch, rng)
-  update = jax.tree.map(jnp.subtract, after.params, state.params)
+  return state, *fn(state, batch, rng)
+
+
+def golden_step(stage) -> dict:
+  """What one step of the debug config does, as numbers."""
+  before, after, metrics = one_step(stage)
+  update = jax.tree.map(jnp.subtract, after.params, before.params)
   numbers = {**metrics, "update_norm": optax.tree.norm(update)}
-  numbers["parameters"] = sum(x.size for x in jax.tree.leaves(params))
+  numbers["parameters"] = sum(x.size for x in jax.tree.leaves(before.params))
   return {name: float(value) for name, value in numbers.items()}
 
 

@@ -49,10 +49,20 @@ def test_the_models_of_a_config_can_be_made(arg):
   assert vae.make_vae(**config.read_config(f"{spec}vae{arg}").model)
 
 
+@pytest.mark.parametrize("condition", ["text", "class", "both"])
+def test_the_flow_model_is_steered_as_the_argument_says(condition):
+  spec = f"{runs.ROOT}/configs/digits.py:debug,condition={condition}"
+  model = make_model(config.read_config(spec), Codec())
+  assert (model.text_config is None) == (condition == "class")
+  assert model.config.num_classes == (0 if condition == "text" else 10)
+
+
 @pytest.mark.parametrize(
   ("arg", "says"),
   [
     ("stage=flo", "stage='flo' is not one of"),
+    ("condition=none", "condition='none' is not one of text, class, both"),
+    ("stage=vae,condition=class", "not one of text, class, both of stage=flow"),
     ("dbug", "unknown config arg 'dbug'; known: "),
     ("debug=maybe", "'debug' takes true or false, not 'maybe'"),
   ],

@@ -2,7 +2,7 @@
 
 import json
 
-import jax
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -30,10 +30,8 @@ def saved(tmp_path):
 
 
 def assert_same(got, want):
-  assert jax.tree.structure(got) == jax.tree.structure(want)
-  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-    assert a.dtype == b.dtype
-    np.testing.assert_array_equal(a, np.asarray(b))
+  chex.assert_trees_all_equal(got, want)
+  chex.assert_trees_all_equal_dtypes(got, want)
 
 
 def test_weights_and_config_round_trip_exactly(saved):

@@ -17,6 +17,7 @@ import threading
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from goku_jax.data import hashing, patches, schema, tokenize
 from goku_jax.typing import UserError
@@ -32,8 +33,8 @@ class Capacity(NamedTuple):
   segments: int
 
 
-def deal(sizes: np.ndarray, capacity: Capacity) -> list[list[int]]:
-  """Packs of the samples `sizes` [n, 2] (tokens, text tokens), by position.
+def deal(sizes: Int[np.ndarray, "n 2"], capacity: Capacity) -> list[list[int]]:
+  """Packs of samples with `sizes` (tokens, text tokens), by position.
 
   The fewest packs that could hold everything are opened at once, and samples
   go, longest first, to the pack with most room for tokens (Graham 1969). Next

@@ -9,6 +9,7 @@ token follows.
 import re
 
 import numpy as np
+from jaxtyping import Int32
 
 from goku_jax.typing import UserError
 
@@ -17,8 +18,8 @@ PIECE = 4  # bytes
 _WORD = re.compile(rb"\s?\S+|\s+")
 
 
-def encode(text: str, max_length: int | None = None) -> np.ndarray:
-  """Token ids int32 [n]; a longer text is cut, and still ends in EOS.
+def encode(text: str, max_length: int | None = None) -> Int32[np.ndarray, " n"]:
+  """Token ids; a longer text is cut, and still ends in EOS.
 
   Raises:
     UserError: the text is not valid UTF-8, or holds a NUL character.

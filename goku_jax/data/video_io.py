@@ -229,6 +229,32 @@ def contact_sheet(
     num_frames: of each strip, evenly spaced in time.
     frame_height: in pixels of the sheet.
   """
+  buffer = io.BytesIO()
+  _sheet(rows, captions, num_frames, frame_height).save(buffer, "png")
+  _write(pathlib.Path(path), buffer.getvalue())
+
+
+def contact_video(
+  rows: list[list[np.ndarray]],
+  captions: list[list[str]],
+  path,
+  *,
+  fps: float | int = 8,
+  frame_height: int = 128,
+) -> None:
+  """Writes a video of a sheet on which all videos play at once.
+
+  Arguments as of `contact_sheet`; those that end early keep their last frame.
+  """
+  at = lambda t: [[video[min(t, len(video) - 1)] for video in r] for r in rows]
+  frames = [
+    np.asarray(_sheet(at(t), captions, 1, frame_height))
+    for t in range(max(len(video) for row in rows for video in row))
+  ]
+  write_video(path, np.stack(frames), fps=fps)
+
+
+def _sheet(rows, captions, num_frames, frame_height) -> Image.Image:
   font = ImageFont.load_default(size=13)
   cells = [
     [
@@ -255,9 +281,7 @@ def contact_sheet(
       sheet.paste(cell, (x, y))
       x += width + gap
     y += height + gap
-  buffer = io.BytesIO()
-  sheet.save(buffer, "png")
-  _write(pathlib.Path(path), buffer.getvalue())
+  return sheet
 
 
 def _cell(video, caption, num_frames, frame_height, font) -> Image.Image:

@@ -7,13 +7,18 @@ the sample's own grid. Packing, batch and devices therefore change nothing.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 NOISE, TIME, DROP, POSTERIOR = range(4)  # what a draw is for
 
 
-def sample_keys(rng, purpose: int, index: Int[Array, "*n"], visit):
-  """One key for each sample (`index` and `visit` of equal shape)."""
+def sample_keys(
+  rng: Key[Array, ""],
+  purpose: int,
+  index: Int[Array, "*n"],
+  visit: Int[Array, "*n"],
+) -> Key[Array, "*n"]:
+  """One key for each sample ."""
   rng = jax.random.fold_in(rng, purpose)
 
   def key(index, visit):
@@ -25,7 +30,7 @@ def sample_keys(rng, purpose: int, index: Int[Array, "*n"], visit):
 
 
 def grid_normal(
-  key_BG,
+  key_BG: Key[Array, "B G"],
   segment_ids_BL: Int[Array, "B L"],
   positions_BL3: Int[Array, "B L 3"],
   width: int,

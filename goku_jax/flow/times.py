@@ -2,15 +2,17 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 
-def uniform(rng) -> Float[Array, ""]:
+def uniform(rng: Key[Array, ""]) -> Float[Array, ""]:
   """A time spread evenly over [0, 1]."""
   return jax.random.uniform(rng)
 
 
-def logit_normal(rng, mean: float = 0.0, std: float = 1.0) -> Float[Array, ""]:
+def logit_normal(
+  rng: Key[Array, ""], mean: float = 0.0, std: float = 1.0
+) -> Float[Array, ""]:
   """The sigmoid of a normal draw: most weight in the middle.
 
   Stable Diffusion 3, arXiv:2403.03206, section 3.1. A positive mean leans

@@ -3,9 +3,9 @@
 from typing import Any
 
 import flax.linen as nn
+from jaxtyping import Array, Bool, Float
 
-from goku_jax.models import attention, rope, transformer
-from goku_jax.models.layers import read_dtype
+from goku_jax.models import attention, layers, rope, transformer
 from goku_jax.models.text import ByteEncoder, TextConfig
 from goku_jax.typing import UserError
 
@@ -26,14 +26,21 @@ class Goku(nn.Module):
     if self.text_config:
       self.text = ByteEncoder(self.text_config, self.attention_fn)
 
-  def encode_text(self, batch):
-    """Embeddings `[B, S, E]` of the batch's captions, None without text."""
+  def encode_text(self, batch: dict) -> Float[Array, "B S E"] | None:
+    """Embeddings of the batch's captions, None without text."""
     if not self.text_config:
       return None
     names = ("text_ids_BS", "text_segment_ids_BS", "text_positions_BS")
     return self.text(*(batch[name] for name in names))
 
-  def velocity(self, tokens_BLP, t_BG, batch, text_BSE, dropped_BG):
+  def velocity(
+    self,
+    tokens_BLP: Float[Array, "B L P"],
+    t_BG: Float[Array, "B G"],
+    batch: dict,
+    text_BSE: Float[Array, "B S E"] | None,
+    dropped_BG: Bool[Array, "B G"],
+  ) -> Float[Array, "B L P"]:
     """`data - noise` at `tokens_BLP`; see `Transformer`."""
     return self.transformer(
       tokens_BLP,
@@ -46,7 +53,13 @@ class Goku(nn.Module):
       dropped_BG=dropped_BG,
     )
 
-  def __call__(self, tokens_BLP, t_BG, batch, dropped_BG):
+  def __call__(
+    self,
+    tokens_BLP: Float[Array, "B L P"],
+    t_BG: Float[Array, "B G"],
+    batch: dict,
+    dropped_BG: Bool[Array, "B G"],
+  ) -> Float[Array, "B L P"]:
     text_BSE = self.encode_text(batch)
     return self.velocity(tokens_BLP, t_BG, batch, text_BSE, dropped_BG)
 
@@ -76,12 +89,12 @@ def make_goku(
   if variant not in transformer.VARIANTS:
     known = ", ".join(transformer.VARIANTS)
     raise UserError(f"model.variant={variant!r} is not one of {known}")
-  dtype = read_dtype(dtype)
+  compute = layers.read_dtype(dtype)
   if text is not None:
-    text = TextConfig(**text, dtype=dtype)
+    text = TextConfig(**text, dtype=compute)
     sizes["text_width"] = text.width
   config = transformer.TransformerConfig(
-    **transformer.VARIANTS[variant] | sizes | dict(dtype=dtype)
+    **transformer.VARIANTS[variant] | sizes | dict(dtype=compute)
   )
   _check_heads("model", config)
   try:

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from goku_jax.models.layers import read_dtype
+from goku_jax.models import layers
 from goku_jax.models.vae_layers import CausalConv, FrameNorm, ResBlock
 from goku_jax.typing import UserError
 
@@ -138,7 +138,15 @@ class VAE(nn.Module):
     """Pixels, about [-1, 1], not clipped."""
     return self.decoder(latents_BTHWC, is_first)
 
-  def __call__(self, video_BTHWC, noise_BTHWC=None):
+  def __call__(
+    self,
+    video_BTHWC: Float[Array, "B T H W C"],
+    noise_BTHWC: Float[Array, "B t h w c"] | None = None,
+  ) -> tuple[
+    Float[Array, "B T H W C"],
+    Float[Array, "B t h w c"],
+    Float[Array, "B t h w c"],
+  ]:
     mean, logvar = self.encode(video_BTHWC)
     noise = jnp.zeros_like(mean) if noise_BTHWC is None else noise_BTHWC
     video = self.decode(mean + jnp.exp(0.5 * logvar) * noise)
@@ -162,13 +170,12 @@ def make_vae(variant: str, *, dtype: str = "float32", **sizes) -> VAE:
   """The autoencoder of a named variant, its sizes overridden by `sizes`.
 
   Raises:
-    UserError: the variant or dtype is not one of the known, or the width does
-      not fit.
+    UserError: the variant or dtype is unknown, or the width does not fit.
   """
   if variant not in VARIANTS:
     known = ", ".join(VARIANTS)
     raise UserError(f"model.variant={variant!r} is not one of {known}")
-  sizes = VARIANTS[variant] | sizes | dict(dtype=read_dtype(dtype))
+  sizes = VARIANTS[variant] | sizes | dict(dtype=layers.read_dtype(dtype))
   config = VAEConfig(**sizes)
   if config.width % FrameNorm.groups:
     raise UserError(

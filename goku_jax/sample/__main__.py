@@ -4,9 +4,11 @@
     --out=x.mp4
 
 One frame is an image (--num_frames=1 --out=x.png). --prompts=FILE takes one
-prompt a line and --out a folder. What is not given is as the run's own config
-has it (`sample`). The same seed gives the same bytes; prompt i of a file has
-noise of its own. Files carry prompt, seed and settings as metadata.
+prompt a line and --out a folder. A model with classes takes --class_label=N
+beside the prompt, or in its place where it reads no text. What is not given is
+as the run's own config has it (`sample`). The same seed gives the same bytes;
+prompt i of a file has noise of its own. Files carry prompt, seed and settings
+as metadata.
 """
 
 import pathlib
@@ -20,6 +22,7 @@ OF_RUN = "; the run's config.sample by default"
 
 flags.DEFINE_string("prompt", None, "what to show")
 flags.DEFINE_string("prompts", None, "file of prompts, one a line")
+flags.DEFINE_integer("class_label", None, "for a model that has classes")
 flags.DEFINE_string("out", None, "file (mp4, gif, png, npz), or folder")
 flags.DEFINE_integer("num_frames", None, f"4k+1; 1 is an image{OF_RUN}")
 flags.DEFINE_integer("height", None, f"pixels{OF_RUN}")
@@ -48,6 +51,7 @@ def main(
   prompt=None,
   prompts=None,
   num_frames=None,
+  class_label=None,
   height=None,
   width=None,
   num_steps=None,
@@ -60,7 +64,7 @@ def main(
   from goku_jax.data import video_io
   from goku_jax.sample import draw, requests, restore
 
-  captions = requests.read_prompts(prompt, prompts)
+  captions = requests.read_prompts(prompt, prompts, class_label)
   trained = job.load_config(workdir, "flow").sample
   given = dict(
     num_frames=num_frames,
@@ -74,10 +78,12 @@ def main(
     out, captions, settings["num_frames"], many=bool(prompts)
   )
   run = restore.restore(workdir, step=step, weights=weights)
+  labels = None if class_label is None else [class_label] * len(captions)
   with job.Progress(len(captions), 0, "sample") as progress:
     videos = draw.draw(
       run,
       captions,
+      labels=labels,
       size=(height, width),
       progress=progress.update,
       **settings,
@@ -88,7 +94,12 @@ def main(
       video,
       fps=fps,
       upscale=upscale,
-      metadata={"prompt": caption, "step": run.step, **settings},
+      metadata={
+        "prompt": caption,
+        "class_label": class_label,
+        "step": run.step,
+        **settings,
+      },
     )
   return {
     "files": [str(pathlib.Path(file)) for file in files],

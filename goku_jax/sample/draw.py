@@ -15,6 +15,7 @@ def draw(
   run: Restored,
   captions: list[str],
   *,
+  labels: list[int] | None = None,
   num_frames: int,
   num_steps: int,
   guidance_scale: float,
@@ -27,8 +28,10 @@ def draw(
   """Videos uint8 `[T, H, W, 3]` of captions; `size` as trained by default.
 
   Raises:
-    UserError: a size, a setting or a caption that the model does not take.
+    UserError: a size, a setting, a caption or a class label that the model
+      does not take.
   """
+  requests.check_condition(run.model, captions, labels)
   requests.check_frames(num_frames)
   for caption in captions:
     requests.check_length(caption, run.config.data.max_text)
@@ -64,6 +67,7 @@ def draw(
     solver_name=solver,
     shift=shift,
     max_text=run.config.data.max_text,
+    labels=labels,
     progress=progress,
   )
   return codecs.decode(run.codec, latents)

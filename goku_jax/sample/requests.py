@@ -7,14 +7,23 @@ from goku_jax.data import tokenize, video_io
 from goku_jax.typing import UserError
 
 
-def read_prompts(prompt: str | None, file: str | None) -> list[str]:
+def read_prompts(
+  prompt: str | None, file: str | None, class_label: int | None = None
+) -> list[str]:
   """The prompts of a flag or of a file with one a line.
+
+  A class label may stand alone; its prompt is then "".
 
   Raises:
     UserError: none or both are given, or a prompt is empty or not UTF-8.
   """
+  if prompt is file is None and class_label is not None:
+    return [""]
   if (prompt is None) == (file is None):
-    raise UserError('give --prompt="..." or --prompts=FILE, one of the two')
+    raise UserError(
+      'give --prompt="..." or --prompts=FILE, one of the two; where the model'
+      " has classes and no text, --class_label=N"
+    )
   prompts = [prompt] if file is None else _read_lines(file)
   for line, text in enumerate(prompts, 1):
     where = "--prompt" if file is None else f"{file}, line {line}:"
@@ -47,6 +56,28 @@ def check_length(prompt: str, max_text: int):
     raise UserError(
       f"the prompt {prompt[:24]!r}... has {length} tokens and this model reads"
       f" {max_text}: shorten it"
+    )
+
+
+def check_condition(model, prompts: list[str], labels: list[int] | None):
+  """Refuses prompts and class labels that the model does not take."""
+  num_classes = model.config.num_classes
+  if labels is not None and not num_classes:
+    raise UserError("this model has no classes: leave class_label out")
+  for label in labels or ():
+    if not 0 <= label < num_classes:
+      raise UserError(
+        f"class_label={label} is not one of the model's, 0 to {num_classes - 1}"
+      )
+  if not model.text_config and any(prompts):
+    raise UserError("this model reads no text: give class_label, no prompt")
+  if num_classes and not model.text_config and labels is None:
+    raise UserError(f"give class_label, one of 0 to {num_classes - 1}")
+  if model.text_config and not all(prompts):
+    raise UserError("this model reads text: give a prompt")
+  if labels is not None and len(labels) != len(prompts):
+    raise UserError(
+      f"{len(prompts)} prompts have {len(labels)} class labels: give each one"
     )
 
 

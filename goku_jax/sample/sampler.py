@@ -33,6 +33,7 @@ def sample_latents(
   solver_name: str = "euler",
   shift: float = 1.0,
   max_text: int,
+  labels: list[int] | None = None,
   indices: list[int] | None = None,
   progress=None,
 ) -> list[np.ndarray]:
@@ -41,7 +42,7 @@ def sample_latents(
   Args:
     model: a `Goku`.
     params: its parameters.
-    captions: what to show.
+    captions: what to show; "" for a model without text.
     shapes: of the latents, one for each caption.
     capacity: of a pack; enlarged where one sample needs more.
     seed: of the noise.
@@ -50,11 +51,14 @@ def sample_latents(
     solver_name: a name in `flow.solver.SOLVERS`.
     shift: above 1 takes more steps near noise.
     max_text: longest caption in tokens.
+    labels: classes to show; without them the class counts as dropped.
     indices: whose noise each sample gets; its place in the list by default.
     progress: called with the number of samples done.
   """
   patch_size = tuple(model.config.patch_size)
   indices = range(len(captions)) if indices is None else indices
+  if labels is None:
+    labels = [model.config.num_classes] * len(captions)  # the dropped row
   samples = [
     dict(
       mean=np.zeros(shape, np.float32),
@@ -62,9 +66,11 @@ def sample_latents(
       text_ids=tokenize.encode(caption, max_text),
       index=index,
       visit=0,
-      **{"class": 0},
+      **{"class": label},
     )
-    for caption, shape, index in zip(captions, shapes, indices, strict=True)
+    for caption, shape, label, index in zip(
+      captions, shapes, labels, indices, strict=True
+    )
   ]
   sizes = np.array(
     [

@@ -4,7 +4,7 @@
 
 Started again with the same workdir, it goes on from the newest checkpoint.
 The workdir receives config.json, checkpoints/, metrics.jsonl, tensorboard/,
-shown/ (pictures at fixed prompts and seeds) and first_batch.png.
+shown/ (pictures and videos at fixed prompts and seeds) and first_batch.png.
 """
 
 import time

@@ -13,6 +13,7 @@ from goku_jax.models import attention
 from goku_jax.parallel.attention import shard_attention
 from goku_jax.parallel.batch import check_rows
 from goku_jax.sample import codec as codecs
+from goku_jax.sample import requests
 from goku_jax.sample.restore import init_params, make_model
 from goku_jax.sample.sampler import sample_latents
 from goku_jax.train.flow_loss import make_loss
@@ -32,6 +33,8 @@ def make_task(config, mesh) -> Task:
   attention_fn = shard_attention(attention.segment_attention, mesh)
   model = make_model(config, codec, attention_fn=attention_fn)
   patch_size = tuple(model.config.patch_size)
+  prompts, labels = _asked(config.sample)
+  requests.check_condition(model, prompts, labels)
   planner = packing.Planner(
     source.sizes(patch_size, data.max_text),
     capacity=packing.Capacity(**data.pack),
@@ -52,7 +55,13 @@ def make_task(config, mesh) -> Task:
       host_count=jax.process_count(),
     ),
     work=functools.partial(_work, model.config),
-    show=functools.partial(_show, make_model(config, codec), codec, config),
+    show=functools.partial(
+      _show, make_model(config, codec), codec, config, prompts, labels
+    ),
+    captions=[
+      prompt if labels is None else f"class {labels[i]} {prompt}".strip()
+      for i, prompt in enumerate(prompts)
+    ],
     picture=functools.partial(_picture, codec, patch_size),
     settle=functools.partial(_copy_codec, data.path),
   )
@@ -87,10 +96,16 @@ def _work(cfg, batch) -> tuple[float, int]:
   return flops, int(segments.sum())
 
 
-def _show(model, codec, config, params, ema):
-  """Fixed prompts and seeds, drawn by raw and averaged parameters."""
+def _asked(sample):
+  """The prompts and class labels of a config as sampling takes them."""
+  prompts, labels = list(sample.prompts), list(sample.class_labels)
+  return prompts or [""] * len(labels), labels or None
+
+
+def _show(model, codec, config, prompts, labels, params, ema):
+  """Fixed prompts, labels and seeds, drawn by raw and averaged parameters."""
   sample = config.sample.to_dict()
-  prompts = list(sample.pop("prompts"))
+  del sample["prompts"], sample["class_labels"]
   shape = codecs.latent_shape(
     codec, sample.pop("num_frames"), *sample.pop("size")
   )
@@ -101,6 +116,7 @@ def _show(model, codec, config, params, ema):
       tree,
       prompts,
       [shape] * len(prompts),
+      labels=labels,
       capacity=packing.Capacity(**config.data.pack),
       max_text=config.data.max_text,
       **sample,

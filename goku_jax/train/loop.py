@@ -66,6 +66,8 @@ def train(config, workdir) -> dict:
         config, workdir, mesh, task, state, step_fn, rng, ckpt, preempted, peak
       )
       ckpt.wait()
+  # Private, but chex.assert_max_traces counts traces alone: a state that comes
+  # back placed otherwise compiles again without one.
   if config.total_steps > first and step_fn._cache_size() != 1:
     raise RuntimeError(f"the step compiled {step_fn._cache_size()} times")
   return {"step": int(state.step), **metrics}
@@ -137,8 +139,9 @@ def _loop(
         return state, report.latest
       local = next(data)
       if step == 0:
-        sheet = workdir / "first_batch.png"
-        _save_sheet(sheet, {"first batch": task.picture(local)})
+        rows = [task.picture(local)]
+        captions = [["first batch"] * len(rows[0])]
+        video_io.contact_sheet(rows, captions, workdir / "first_batch.png")
       batch = batches.place(mesh, local)
       with jax.transfer_guard("disallow"):
         state, metrics = step_fn(state, batch, rng)
@@ -218,15 +221,12 @@ def _draw_curves(workdir):
 
 
 def _show(workdir, task, state, step, writers):
-  """Pictures of raw and averaged parameters side by side."""
-  rows = task.show(state.params, state.ema)
+  """What raw and averaged parameters draw, side by side: picture and film."""
+  shown = task.show(state.params, state.ema)
+  rows = [list(row) for row in zip(*shown.values(), strict=True)]
+  captions = [[f"{name}: {c}" for name in shown] for c in task.captions]
   path = workdir / "shown" / f"{step:08d}.png"
-  writers.write_image(step, "shown", _save_sheet(path, rows))
-
-
-def _save_sheet(path, rows: dict):
-  """A sheet with one row for each name; returns its pixels."""
-  path.parent.mkdir(exist_ok=True)
-  captions = [[name] * len(videos) for name, videos in rows.items()]
-  video_io.contact_sheet(list(rows.values()), captions, path)
-  return video_io.read_video(path)[0][0]
+  video_io.contact_sheet(rows, captions, path)
+  writers.write_image(step, "shown", video_io.read_video(path)[0][0])
+  if max(len(video) for row in rows for video in row) > 1:
+    video_io.contact_video(rows, captions, path.with_suffix(".mp4"))

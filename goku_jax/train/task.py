@@ -13,8 +13,9 @@ class Task(NamedTuple):
   loss_fn: Callable  # see step.sum_over_micro_batches
   batches: Callable[[int], Iterator[dict]]  # first step -> host's batches
   work: Callable[[dict], tuple[float, int]]  # batch -> training FLOPs, tokens
-  # (params, ema) -> rows of videos uint8 [T, H, W, 3], by caption
+  # (params, ema) -> videos uint8 [T, H, W, 3] by the name of what made them
   show: Callable[[dict, dict], dict[str, list[np.ndarray]]]
+  captions: list[str]  # of the videos that each of them shows
   # host's batch -> the videos in it, decoded back
   picture: Callable[[dict], list[np.ndarray]]
   # workdir -> None; leaves there what samplers need beside the checkpoints

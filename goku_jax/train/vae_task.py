@@ -40,6 +40,7 @@ def make_task(config, mesh) -> Task:
     ),
     work=functools.partial(_work, model),
     show=functools.partial(_show, model, shown),
+    captions=[f"clip {i}" for i in range(len(shown))],
     picture=lambda batch: [v for k in KINDS for v in batch[f"{k}_BTHWC"]][:16],
     settle=lambda workdir: None,
   )

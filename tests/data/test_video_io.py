@@ -132,6 +132,23 @@ def test_a_contact_sheet_shows_motion_and_captions(tmp_path):
   assert (sheet[12 : 12 + 34] < 128).any()  # ink of the caption
 
 
+def test_a_contact_video_plays_all_its_videos_at_once(tmp_path):
+  short, long = moving_square(5), moving_square(17)
+  captions = [["raw: one", "ema: one"], ["raw: two", "ema: two"]]
+  video_io.contact_video(
+    [[long, short], [short, long]], captions, tmp_path / "x.mp4", fps=6
+  )
+  played, fps = video_io.read_video(tmp_path / "x.mp4")
+  assert (len(played), fps) == (17, 6)
+  for t in (0, 4, 16):
+    for (row, column), video in np.ndenumerate([[0, 1], [1, 0]]):
+      video = [long, short][video]
+      y, x = 12 + 34 + row * (34 + 128 + 12), 12 + column * (200 + 12)
+      want = video[min(t, len(video) - 1)].repeat(4, 0).repeat(4, 1)
+      found = played[t, y : y + 128, x : x + 128]
+      assert np.abs(found - want.astype(float)).mean() < 8
+
+
 def test_curves_accept_what_a_run_leaves(tmp_path):
   steps = np.arange(200)
   video_io.curves(

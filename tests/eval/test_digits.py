@@ -2,7 +2,7 @@
 
 import json
 
-import jax
+import chex
 import numpy as np
 import pytest
 
@@ -48,7 +48,7 @@ def test_the_judge_is_trained_on_training_glyphs_alone(monkeypatch):
 def test_a_judge_is_a_function_of_its_seed():
   a, b, c = (digits.train_judge(seed, num_steps=3) for seed in (1, 1, 2))
   assert a.accuracy == b.accuracy
-  jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+  chex.assert_trees_all_equal(a.params, b.params)
   kernel = lambda judge: judge.params["params"]["head"]["kernel"]
   assert np.any(kernel(a) != kernel(c))
 

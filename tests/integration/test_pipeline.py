@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import chex
 import numpy as np
 import pytest
 
@@ -246,6 +247,17 @@ def test_a_killed_run_ends_as_one_that_never_was(tmp_path):
   assert "resumed from step" in out
   one, two = runs.read_arrays(whole), runs.read_arrays(killed)
   assert one.keys() == two.keys() == {"params", "ema", "opt_state", "step"}
-  for name, arrays in one.items():
-    for path, array in arrays.items():
-      np.testing.assert_array_equal(array, two[name][path], err_msg=path)
+  chex.assert_trees_all_equal(one, two)
+
+
+def test_a_model_of_classes_alone_is_trained_and_drawn(tmp_path):
+  flow, file = tmp_path / "flow", tmp_path / "five.png"
+  run_train("debug,condition=class", flow, "--config.total_steps=2")
+  draw = ["sample", f"--workdir={flow}", f"--out={file}", "--num_frames=1"]
+  draw += ["--num_steps=2"]
+  run(*draw, "--class_label=5")
+  assert video_io.read_video(file)[0].shape == (1, 16, 16, 3)
+  assert video_io.read_metadata(file)["class_label"] == 5
+  _, err = run(*draw, f"--prompt={CAPTION}", status=2)
+  assert "this model reads no text" in err
+  assert err.count("\n") == 1

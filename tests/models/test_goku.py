@@ -79,6 +79,7 @@ def test_an_unknown_variant_is_refused_with_the_known_ones():
     (dict(num_heads=3), "num_heads=3 does not divide width=32"),
     (dict(num_heads=0), "num_heads=0 does not divide width=32"),
     (dict(num_heads=4), "even head width >= 16, got 8"),
+    (dict(dtype="float16"), "dtype='float16' is not one of float32, bfloat16"),
     (dict(remat="some"), "remat='some' is not one of none, dots, full"),
     (dict(text=TEXT | dict(num_heads=5)), "num_heads=5 does not divide"),
   ],

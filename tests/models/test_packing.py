@@ -4,6 +4,7 @@ Goku packs images and videos along the sequence (section 2.2), and each sample
 has its own flow time, caption and class.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,9 +120,7 @@ def test_padding_gives_no_nan_and_no_gradient(debug_model, pack, samples):
     return jnp.square(out * (args[2] > 0)[..., None]).sum(), out
 
   grads, out = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, args[0])
-  assert np.isfinite(out).all()
-  for grad in jax.tree.leaves(grads):
-    assert np.isfinite(grad).all()
+  chex.assert_tree_all_finite((out, grads))
   assert (np.asarray(grads[1])[np.asarray(args[2]) == 0] == 0).all()
 
 

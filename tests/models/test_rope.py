@@ -7,19 +7,19 @@ import pytest
 from goku_jax.models import rope
 
 
-def turned(x, position, widths=(16, 24, 24)):
-  """Pairs (2i, 2i+1) as complex numbers, turned by position * 10000^(-2i/w)."""
+def turned(x, position, widths=(16, 24, 24), theta=1e4):
+  """Pairs (2i, 2i+1) as complex numbers, turned by position * theta^(-2i/w)."""
   z = x[..., 0::2] + 1j * x[..., 1::2]
-  frequencies = [1e4 ** (-np.arange(0, w, 2) / w) for w in widths]
+  frequencies = [theta ** (-np.arange(0, w, 2) / w) for w in widths]
   angle = np.repeat(position, [len(f) for f in frequencies])
   angle = angle * np.concatenate(frequencies)
   z = z * np.exp(1j * angle)
   return np.stack([z.real, z.imag], -1).reshape(x.shape)
 
 
-def rotate(x, positions):
+def rotate(x, positions, *theta):
   """`x` [L, K] at `positions` [L, 3]."""
-  tables = rope.rope_tables(jnp.asarray(positions)[None], x.shape[-1])
+  tables = rope.rope_tables(jnp.asarray(positions)[None], x.shape[-1], *theta)
   x = jnp.asarray(x, jnp.float32)[None, :, None]
   return np.asarray(rope.rotate(x, *tables))[0, :, 0]
 
@@ -46,12 +46,27 @@ def test_a_head_that_cannot_be_split_is_refused(head):
     rope.axis_widths(head)
 
 
-def test_rotation_multiplies_interleaved_pairs_by_unit_numbers():
+@pytest.mark.parametrize("theta", [(), (1e4,), (20.0,), (1.0,)])
+def test_rotation_multiplies_interleaved_pairs_by_unit_numbers(theta):
   rng = np.random.default_rng(0)
   x = rng.standard_normal((6, 64))
   positions = rng.integers(0, 90, (6, 3))
-  expected = np.stack([turned(*row) for row in zip(x, positions, strict=True)])
-  np.testing.assert_allclose(rotate(x, positions), expected, atol=2e-5)
+  named = dict(theta=theta[0]) if theta else {}
+  expected = np.stack(
+    [turned(*row, **named) for row in zip(x, positions, strict=True)]
+  )
+  np.testing.assert_allclose(rotate(x, positions, *theta), expected, atol=2e-5)
+
+
+def test_first_and_last_pair_of_each_axis_obey_theta():
+  """By hand: pair i of a slice of w channels turns theta^(-2i/w) a step."""
+  cos, sin = rope.rope_tables(jnp.ones((1, 1, 3), int), 64, 20.0)
+  angle = np.arctan2(sin, cos)[0, 0]
+  for start, width in ((0, 16), (16, 24), (40, 24)):
+    np.testing.assert_allclose(angle[start : start + 2], 1.0, rtol=1e-5)
+    slowest = 20.0 ** (-(width - 2) / width)
+    last = angle[start + width - 2 : start + width]
+    np.testing.assert_allclose(last, slowest, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shift", [(3, 0, 0), (0, 5, 0), (2, 7, 11)])

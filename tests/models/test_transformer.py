@@ -71,6 +71,15 @@ def fresh(**sizes):
   return transformer.Transformer(cfg)
 
 
+def test_another_theta_gives_another_output(make_model, pack, make_sample):
+  args, kwargs = pack([make_sample(0, (2, 2, 2))])
+  outs = []
+  for theta in (10_000.0, 20.0):
+    model, params = make_model(rope_theta=theta)  # the same parameters
+    outs.append(jax.jit(model.apply)({"params": params}, *args, **kwargs))
+  assert np.abs(outs[0] - outs[1])[0, :8].max() > 1e-4
+
+
 def test_at_init_the_output_is_exactly_zero(pack, make_sample):
   args, kwargs = pack([make_sample(0, (2, 2, 2)), make_sample(1, (1, 2, 3))])
   model = fresh(text_width=24, num_classes=5)

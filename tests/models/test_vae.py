@@ -143,6 +143,11 @@ def test_an_unknown_variant_is_refused_with_the_known_ones():
     vae.make_vae("huge")
 
 
+def test_an_unknown_dtype_is_refused_with_the_known_ones():
+  with pytest.raises(UserError, match="dtype='half' is not one of float32"):
+    vae.make_vae("debug", dtype="half")
+
+
 def test_a_width_that_the_norm_cannot_group_is_refused():
   with pytest.raises(UserError, match="width=20 is not a multiple of 8"):
     vae.make_vae("debug", width=20)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from goku_jax.models import goku
 from goku_jax.sample import requests
 from goku_jax.typing import UserError
 
@@ -39,6 +40,53 @@ def test_what_is_no_prompt_is_refused(tmp_path, prompt, data, says):
 def test_a_file_that_is_not_there_is_named(tmp_path):
   with pytest.raises(UserError, match=r"none\.txt: No such file"):
     requests.read_prompts(None, f"{tmp_path}/none.txt")
+
+
+def test_a_class_label_may_stand_alone():
+  assert requests.read_prompts(None, None, 3) == [""]
+  assert requests.read_prompts("five", None, 3) == ["five"]
+
+
+TEXT = dict(width=32, depth=1, num_heads=2)
+
+
+@pytest.mark.parametrize(
+  ("sizes", "prompts", "labels", "says"),
+  [
+    (dict(text=TEXT), ["five"], [3], "has no classes: leave class_label out"),
+    (dict(text=TEXT), [""], None, "reads text: give a prompt"),
+    (dict(num_classes=10), ["five"], None, "reads no text: give class_label"),
+    (dict(num_classes=10), ["five"], [5], "reads no text: give class_label"),
+    (dict(num_classes=10), [""], None, "give class_label, one of 0 to 9"),
+    (dict(num_classes=10), [""], [10], "class_label=10 is not one of"),
+    (dict(num_classes=10), [""], [-1], "class_label=-1 is not one of"),
+    (dict(num_classes=10, text=TEXT), [""], [5], "reads text: give a prompt"),
+    (
+      dict(num_classes=10, text=TEXT),
+      ["a", "b"],
+      [5],
+      "2 prompts have 1 class",
+    ),
+  ],
+)
+def test_conditions_that_a_model_does_not_take_are_refused(
+  sizes, prompts, labels, says
+):
+  with pytest.raises(UserError, match=says):
+    requests.check_condition(goku.make_goku("debug", **sizes), prompts, labels)
+
+
+def test_conditions_that_a_model_takes_pass():
+  text, both, none = dict(text=TEXT), dict(text=TEXT, num_classes=10), {}
+  for sizes, prompt, labels in (
+    (text, "five", None),
+    (both, "five", None),
+    (both, "five", [9]),
+    (dict(num_classes=10), "", [0]),
+    (none, "", None),
+  ):
+    model = goku.make_goku("debug", **sizes)
+    requests.check_condition(model, [prompt], labels)
 
 
 def test_a_prompt_of_ten_thousand_characters_is_counted():

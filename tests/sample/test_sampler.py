@@ -1,11 +1,17 @@
 """A sample is its own, whatever it is packed with and wherever it is drawn."""
 
+import functools
+
+import chex
 import jax
 import numpy as np
 import pytest
 
 from goku_jax.data import packing
+from goku_jax.models import goku
 from goku_jax.parallel import mesh as meshes
+from goku_jax.sample.codec import Codec
+from goku_jax.sample.restore import init_params, make_model
 from goku_jax.sample.sampler import sample_latents
 from tests import runs
 
@@ -43,7 +49,7 @@ def draw(model, which=(0, 1, 2), capacity=WIDE, **more):
 
 def test_samples_have_the_shapes_asked_for(drawn):
   assert [x.shape for x in drawn] == SHAPES
-  assert all(np.isfinite(x).all() for x in drawn)
+  chex.assert_tree_all_finite(drawn)
 
 
 def test_other_pack_mates_change_no_sample(model, drawn):
@@ -74,6 +80,38 @@ def test_the_seed_and_the_caption_decide(model, drawn):
     *model, ["the digit two moves up"] * 3, SHAPES, capacity=WIDE, **SETTINGS
   )
   assert np.abs(others[0] - drawn[0]).max() > 1e-3
+
+
+def test_a_class_without_text_steers_unless_guidance_is_zero():
+  batch = runs.flow_batch()
+  model = goku.make_goku(
+    "debug", num_classes=10, latent_channels=3, patch_size=runs.PATCH
+  )
+  init = jax.jit(functools.partial(init_params, model))
+  params = runs.stirred(init(jax.random.key(0), batch))
+  draw = lambda labels, scale: sample_latents(
+    model,
+    params,
+    [""] * 3,
+    SHAPES,
+    labels=labels,
+    capacity=WIDE,
+    **SETTINGS | dict(guidance_scale=scale),
+  )
+  for scale, differ in ((1.0, True), (3.0, True), (0.0, False)):
+    one, two = draw([5, 5, 5], scale), draw([5, 5, 8], scale)
+    assert all(map(np.array_equal, one[:2], two[:2]))
+    assert np.array_equal(one[2], two[2]) != differ
+  for one, two in zip(draw(None, 1.0), draw([1, 2, 3], 0.0), strict=True):
+    np.testing.assert_allclose(one, two, atol=1e-5)  # no label: dropped
+
+
+def test_a_model_in_bfloat16_draws_nearly_the_same(model, drawn):
+  half = make_model(runs.read_config(model__dtype="bfloat16"), Codec())
+  for one, two in zip(drawn, draw((half, model[1])), strict=True):
+    assert two.dtype == np.float32
+    error = np.linalg.norm(one - two) / np.linalg.norm(one)
+    assert 0 < error < 0.05
 
 
 def test_equal_captions_have_noise_of_their_own(model):

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,16 +34,6 @@ def samples_of(batch):
   return int((batch["sample_index_BG"] >= 0).sum())
 
 
-def assert_close_trees(one, two, rtol):
-  """Relative to the size of each array: single numbers may cancel."""
-  pairs = zip(
-    jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(two), strict=True
-  )
-  for (path, a), b in pairs:
-    error = np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-12)
-    assert error < rtol, (jax.tree_util.keystr(path), error)
-
-
 def test_the_batch_mixes_what_it_should(batch):
   is_video = flow_loss.segment_is_video(batch)
   here = batch["sample_index_BG"] >= 0
@@ -58,11 +49,9 @@ def test_packed_gives_the_gradient_of_one_a_pack(batch, grad_fn):
     runs.repack(batch, [[i] for i in range(n)])
   )
   np.testing.assert_allclose(packed, alone, rtol=1e-5)
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, rtol=1e-5), sums, alone_sums
-  )
+  chex.assert_trees_all_close(sums, alone_sums, rtol=1e-5)
   assert sums["loss"][1] == n
-  assert_close_trees(grads, alone_grads, 1e-5)
+  runs.assert_near(grads, alone_grads, 1e-5)
 
 
 def test_each_sample_has_the_loss_it_has_alone(batch, monkeypatch):
@@ -93,7 +82,7 @@ def test_batches_of_one_sample_add_up_to_the_packed_gradient(batch, grad_fn):
   parts = [grad_fn(runs.repack(batch, [[i]])) for i in range(samples_of(batch))]
   np.testing.assert_allclose(sum(p[0][0] for p in parts), packed, rtol=1e-5)
   total = jax.tree.map(lambda *g: sum(g), *(p[1] for p in parts))
-  assert_close_trees(grads, total, 1e-5)
+  runs.assert_near(grads, total, 1e-5)
 
 
 def test_other_packs_in_another_order_change_nothing(batch, grad_fn):
@@ -106,7 +95,7 @@ def test_other_packs_in_another_order_change_nothing(batch, grad_fn):
   (packed, _), grads = grad_fn(batch)
   (other, _), other_grads = grad_fn(shuffled)
   np.testing.assert_allclose(packed, other, rtol=1e-5)
-  assert_close_trees(grads, other_grads, 1e-5)
+  runs.assert_near(grads, other_grads, 1e-5)
 
 
 def test_an_empty_pack_adds_nothing(batch, grad_fn):
@@ -117,7 +106,7 @@ def test_an_empty_pack_adds_nothing(batch, grad_fn):
   (other, other_sums), other_grads = grad_fn(more)
   np.testing.assert_allclose(packed, other, rtol=1e-6)
   assert sums["loss"][1] == other_sums["loss"][1]
-  assert_close_trees(grads, other_grads, 1e-5)
+  runs.assert_near(grads, other_grads, 1e-5)
 
 
 def test_clips_and_images_are_counted_apart(batch, grad_fn):

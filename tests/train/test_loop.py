@@ -4,10 +4,12 @@ import json
 import os
 import signal
 
+import chex
 import numpy as np
 import pytest
 
 from goku_jax import checkpoint, job
+from goku_jax.data import video_io
 from goku_jax.train import __main__ as train_main
 from goku_jax.train import loop
 from tests import runs
@@ -81,12 +83,7 @@ def read_lines(workdir):
 def assert_same_run(one, two):
   one_arrays, two_arrays = runs.read_arrays(one), runs.read_arrays(two)
   assert one_arrays.keys() == {"params", "ema", "opt_state", "step"}
-  for name, arrays in one_arrays.items():
-    assert arrays.keys() == two_arrays[name].keys()
-    for path, array in arrays.items():
-      np.testing.assert_array_equal(
-        array, two_arrays[name][path], err_msg=f"{name}.{path}"
-      )
+  chex.assert_trees_all_equal(one_arrays, two_arrays)
   losses = lambda w: [(x["step"], x["loss"]) for x in read_lines(w)]
   assert losses(one) == losses(two)
   assert [step for step, _ in losses(one)] == list(range(TOTAL))
@@ -101,6 +98,10 @@ def test_a_run_leaves_what_it_promises(straight, stage):
   for name in ("config.json", "first_batch.png", "curves.png"):
     assert (workdir / name).stat().st_size
   assert (workdir / "shown" / f"{TOTAL:08d}.png").stat().st_size
+  video, _ = video_io.read_video(workdir / "shown" / f"{TOTAL:08d}.mp4")
+  assert len(video) == 5
+  columns = {"flow": 2, "vae": 3}[stage]  # raw, ema; real before them
+  assert video.shape[2] == 12 + columns * (200 + 12)
   assert list((workdir / "tensorboard").iterdir())
   assert checkpoint.whole_steps(workdir / "checkpoints") == [2, 4]
 

@@ -49,17 +49,6 @@ def step_fn(model, tx, **more):
   return functools.partial(steps.train_step, **settings)
 
 
-def assert_same_state(one, two, rtol):
-  """Relative to the size of each array."""
-  pairs = zip(
-    jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(two), strict=True
-  )
-  for (path, a), b in pairs:
-    a, b = np.asarray(a), np.asarray(b)
-    error = np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-12)
-    assert error < rtol, (jax.tree_util.keystr(path), error)
-
-
 def test_parts_of_unequal_counts_give_the_update_of_the_whole(batch, start):
   model, params = start
   counts = (batch["sample_index_BG"] >= 0).sum(1)
@@ -72,8 +61,7 @@ def test_parts_of_unequal_counts_give_the_update_of_the_whole(batch, start):
     update = jax.tree.map(jnp.subtract, state.params, params)
     results[micro_batches] = metrics, update
   for micro_batches in (2, 4):
-    for one, two in zip(results[micro_batches], results[1], strict=True):
-      assert_same_state(one, two, 1e-5)
+    runs.assert_near(results[micro_batches], results[1], 1e-5)
 
 
 @pytest.mark.parametrize("axes", [(1, 8), (2, 4)])
@@ -111,8 +99,7 @@ def test_eight_devices_do_what_one_does(batch, start, axes):
       assert all(x.is_deleted() for x in jax.tree.leaves(before.params))
     assert fn._cache_size() == 1
     assert jax.tree.map(lambda x: x.sharding, state) == placed
-  assert_same_state(state.params, alone.params, 1e-5)
-  assert_same_state(state.ema, alone.ema, 1e-5)
+  runs.assert_near((state.params, state.ema), (alone.params, alone.ema), 1e-5)
 
 
 def toy_loss(params, batch, rng):
@@ -186,10 +173,28 @@ def test_one_batch_is_learned_by_heart():
   assert min(losses) < losses[0] / 10
 
 
+def golden(stage):
+  return json.loads((runs.ROOT / f"tests/golden/{stage}.json").read_text())
+
+
 @pytest.mark.parametrize("stage", ["flow", "vae"])
 def test_one_step_gives_the_golden_numbers(stage):
-  want = json.loads((runs.ROOT / f"tests/golden/{stage}.json").read_text())
+  want = golden(stage)
   found = runs.golden_step(stage)
   assert found.keys() == want.keys()
   for name, value in found.items():
     np.testing.assert_allclose(value, want[name], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("stage", ["flow", "vae"])
+def test_bfloat16_computes_beside_a_float32_state(stage):
+  exact = golden(stage)
+  before, after, metrics = runs.one_step(stage, model__dtype="bfloat16")
+  chex.assert_trees_all_equal_dtypes(before, after)
+  for x in jax.tree.leaves((after.params, after.ema, after.opt_state)):
+    assert x.dtype in (jnp.float32, jnp.int32)  # counts are whole
+  chex.assert_tree_all_finite((after, metrics))
+  assert abs(metrics["loss"] / exact["loss"] - 1) > 1e-6
+  for name, value in metrics.items():
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, exact[name], rtol=0.05, err_msg=name)

@@ -1,15 +1,15 @@
 """Handwritten digits in motion: the data that comes with the package.
 
-A real glyph (assets/README.md), 12x12 pixels after enlarging, stands on a black
-canvas or moves over it in a straight line, `p(t) = p(0) + t velocity` in pixels
-and frames, drawn with sub-pixel bilinear weights and never leaving the canvas.
-Pixels are uint8, white on black, three equal channels.
+A real glyph (assets/README.md), enlarged to half the canvas's side, stands on a
+black canvas or moves over it in a straight line, `p(t) = p(0) + t velocity` in
+pixels and frames, drawn with sub-pixel bilinear weights and never leaving the
+canvas. Pixels are uint8, white on black, three equal channels.
 
 Sample `i` is a function of (seed, split, i): random access, unlimited in
 practice. One glyph in five of each digit belongs to the test split, and seven
 of the seventy (digit, direction) pairs never move in the training split.
 
-Letters: N samples, T H W frames, height, width.
+Letters: N samples, T H W frames, height, width, K side of a glyph.
 """
 
 import fractions
@@ -42,7 +42,6 @@ WORDS = (
   *("five", "six", "seven", "eight", "nine"),
 )
 STILL = DIRECTIONS.index("still")
-GLYPH_SIZE = 12
 
 # (digit, direction) kept from training: each direction once, seven digits.
 HELD_OUT = frozenset((3 * k % 10, k) for k in range(len(DIRECTIONS)))
@@ -71,17 +70,22 @@ def prompt(digit: int, direction: int = -1, speed: float | None = None) -> str:
 
 
 @functools.cache
-def load_glyphs():
-  """Glyphs in [0, 1] enlarged to 12x12, their labels, and is-test flags."""
+def load_glyphs(size: int = 8):
+  """Glyphs [N, K, K] in [0, 1] at a size, their labels, and is-test flags."""
   path = pathlib.Path(__file__).parent / "assets" / "digits.npz"
   with np.load(path) as file:
     images, labels = file["images"], file["labels"].astype(np.int64)
-  enlarge = _hat_weights(np.linspace(0, 7, GLYPH_SIZE), 8)
+  enlarge = _hat_weights(np.linspace(0, 7, size), 8)
   glyphs = enlarge @ (images / 16.0) @ enlarge.T
   is_test = np.zeros(len(labels), bool)
   for digit in range(10):
     is_test[np.flatnonzero(labels == digit)[4::5]] = True
   return glyphs.astype(np.float32), labels, is_test
+
+
+def glyph_size(canvas: int) -> int:
+  """The side of a glyph in pixels: half the canvas's."""
+  return canvas // 2
 
 
 def glyph_indices(split: str) -> np.ndarray:
@@ -92,11 +96,11 @@ def glyph_indices(split: str) -> np.ndarray:
 def render(
   glyph: np.ndarray, start: np.ndarray, step: np.ndarray, frames: int, canvas
 ) -> np.ndarray:
-  """A glyph [12, 12] on its way from `start` by `step` (y, x) a frame."""
+  """A glyph [K, K] on its way from `start` by `step` (y, x) a frame."""
   corner_T2 = start + np.arange(frames)[:, None] * step
   corner_2T = corner_T2.T.astype(np.float32)
   y_TKH, x_TKW = (
-    _hat_weights(corner_T[:, None] + np.arange(GLYPH_SIZE), canvas)
+    _hat_weights(corner_T[:, None] + np.arange(len(glyph)), canvas)
     for corner_T in corner_2T
   )
   grey_THW = np.swapaxes(y_TKH, 1, 2) @ (glyph @ x_TKW)
@@ -143,20 +147,23 @@ class Digits:
       )
     if not 0 <= image_share <= 1:
       raise UserError(f"image_share={image_share} is not between 0 and 1")
-    span = max(SPEEDS) * (num_frames - 1)
-    if num_frames < 1 or GLYPH_SIZE + span > canvas:
+    size, span = glyph_size(canvas), int(max(SPEEDS) * (num_frames - 1))
+    if num_frames < 1:
+      raise UserError(f"num_frames={num_frames}: set 1 or more")
+    if size < 8 or size + span > canvas:
+      needed = max(16, 2 * span)
+      shorter = f", or num_frames={canvas - size + 1} or less"
       raise UserError(
-        f"a clip of num_frames={num_frames} needs a canvas of "
-        f"{GLYPH_SIZE + int(span)} pixels and canvas={canvas}: set a larger "
-        f"canvas, or num_frames from 1 to {max(1, canvas - GLYPH_SIZE + 1)}"
-        + ("" if canvas >= GLYPH_SIZE else f" with canvas >= {GLYPH_SIZE}")
+        f"a clip of num_frames={num_frames} needs a canvas of {needed} pixels "
+        f"and canvas={canvas}: set {needed} or more"
+        + (shorter if size >= 8 else "")
       )
     self.split, self.seed, self.num_frames = split, seed, num_frames
     self.canvas, self.num_samples = canvas, num_samples
     self._share = fractions.Fraction(image_share).limit_denominator(1000)
     self._pairs = np.array(PAIRS[pairs])
     self._key = (seed, SPLITS.index(split))
-    self._glyphs, labels, is_test = load_glyphs()
+    self._glyphs, labels, is_test = load_glyphs(size)
     in_split = is_test == (split == "test")
     self._by_digit = [
       np.flatnonzero(in_split & (labels == digit)) for digit in range(10)
@@ -193,7 +200,7 @@ class Digits:
     step = STEPS[direction] * speed[:, None]
     span = step * (self.num_frames - 1)
     low = np.maximum(0, -span)
-    high = self.canvas - GLYPH_SIZE - np.maximum(0, span)
+    high = self.canvas - glyph_size(self.canvas) - np.maximum(0, span)
     place = np.stack([draw(_Y), draw(_X)], axis=-1)
     return {
       "digit": digit,

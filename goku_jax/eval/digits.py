@@ -28,7 +28,6 @@ from jaxtyping import Array, Float
 from goku_jax.data import digits
 from goku_jax.models.judges import probe
 
-CROP = 14
 STILL_BELOW = 0.15  # pixels a frame; the slowest real motion has 0.5
 
 # What counts as one visible object; real clips are far on the other side.
@@ -46,16 +45,17 @@ class Judge:
   """A trained probe, with its accuracy on held-out glyphs."""
 
   params: Any
+  crop: int  # side of what it reads, in pixels
   accuracy: float
   seconds: float
 
 
 def train_judge(
-  seed: int = 0, *, num_steps: int = 500, batch_size: int = 128
+  seed: int = 0, *, canvas: int = 32, num_steps: int = 500, batch_size=128
 ) -> Judge:
-  """A probe trained on the training glyphs; a function of its arguments."""
+  """A probe of the training glyphs on a canvas; a function of its arguments."""
   start = time.perf_counter()
-  crops, labels = glyph_crops("train", seed)
+  crops, labels = glyph_crops("train", seed, canvas)
   rng = jax.random.key(seed)
   params = jax.jit(_MODEL.init)(rng, crops[:1])
   opt_state = jax.jit(_optimizer(num_steps).init)(params)
@@ -65,9 +65,10 @@ def train_judge(
     params, opt_state = _step(
       params, opt_state, rng, i, crops[chosen], labels[chosen], num_steps
     )
-  crops, labels = glyph_crops("test", seed)
+  crops, labels = glyph_crops("test", seed, canvas)
   accuracy = (_apply(params, crops)[0].argmax(-1) == labels).mean()
-  return Judge(params, float(accuracy), time.perf_counter() - start)
+  seconds = time.perf_counter() - start
+  return Judge(params, crops.shape[-1], float(accuracy), seconds)
 
 
 def _optimizer(num_steps: int) -> optax.GradientTransformation:
@@ -90,21 +91,28 @@ def _step(params, opt_state, rng, i, crops_NHW, labels_N, num_steps):
   return optax.apply_updates(params, updates), opt_state
 
 
-def glyph_crops(split: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """Crops [N, 14, 14] and labels of all glyphs of a split, at random places."""
-  glyphs, labels, _ = digits.load_glyphs()
+def glyph_crops(
+  split: str, seed: int, canvas: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Crops [N, H, W] and labels of all glyphs of a split, at random places.
+
+  A crop is a pixel wider than the glyph on every side.
+  """
+  size = digits.glyph_size(canvas)
+  glyphs, labels, _ = digits.load_glyphs(size)
   chosen = np.repeat(digits.glyph_indices(split), _PLACES)
   draw = np.random.default_rng([seed, len(chosen)])
-  places = 8 + 4 * draw.random((len(chosen), 2))
+  places = (canvas - size) / 2 - 2 + 4 * draw.random((len(chosen), 2))
   videos = np.stack(
     [
-      digits.render(glyphs[i], place, np.zeros(2), 1, 32)
+      digits.render(glyphs[i], place, np.zeros(2), 1, canvas)
       for i, place in zip(chosen, places, strict=True)
     ]
   )
   grey_NTHW = _grey(videos)
-  crops_NTHW = _crop(grey_NTHW, _locate(grey_NTHW)["centroid"])
-  return crops_NTHW[:, 0], labels[chosen]
+  crop = size + 2
+  centroid_NT2 = _locate(grey_NTHW, crop)["centroid"]
+  return _crop(grey_NTHW, centroid_NT2, crop)[:, 0], labels[chosen]
 
 
 def _worsen(rng, crops_NHW: Float[Array, "N H W"]) -> Float[Array, "N H W"]:
@@ -127,7 +135,7 @@ def _grey(videos_NTHWC: np.ndarray) -> np.ndarray:
   return videos_NTHWC.mean(-1, dtype=np.float32) / 255
 
 
-def _locate(grey_NTHW: np.ndarray) -> dict[str, np.ndarray]:
+def _locate(grey_NTHW: np.ndarray, crop: int) -> dict[str, np.ndarray]:
   """The `centroid` [N, T, 2] as (y, x), and which frames are `clear` [N, T]."""
   _, _, H, W = grey_NTHW.shape
   # Ten pixels a frame are this bright or brighter; specks of noise are fewer.
@@ -138,19 +146,19 @@ def _locate(grey_NTHW: np.ndarray) -> dict[str, np.ndarray]:
   y = (bright.sum(3) * np.arange(H)).sum(2) / mass
   x = (bright.sum(2) * np.arange(W)).sum(2) / mass
   centroid = np.stack([y, x], -1)
-  compact = _crop(bright, centroid).sum((2, 3)) / mass
+  compact = _crop(bright, centroid, crop).sum((2, 3)) / mass
   clear = (compact >= _MIN_COMPACT) & (peak[:, :, 0, 0] >= _MIN_PEAK)
   return {"centroid": centroid, "clear": clear}
 
 
-def _crop(grey_NTHW: np.ndarray, centroid_NT2: np.ndarray) -> np.ndarray:
-  """Squares of 14 pixels around the centroids; black beyond the canvas."""
+def _crop(grey_NTHW, centroid_NT2, size: int) -> np.ndarray:
+  """Squares around the centroids; black beyond the canvas."""
   N, T = grey_NTHW.shape[:2]
-  edge = ((0, 0), (0, 0), (CROP // 2, CROP // 2), (CROP // 2, CROP // 2))
-  padded = np.pad(grey_NTHW, edge)
+  half = size // 2
+  padded = np.pad(grey_NTHW, ((0, 0), (0, 0), (half, half), (half, half)))
   # The square's middle lies between two pixels.
   corner = np.floor(centroid_NT2 + 1).astype(int)
-  y_NTK, x_NTK = (corner[..., i, None] + np.arange(CROP) for i in (0, 1))
+  y_NTK, x_NTK = (corner[..., i, None] + np.arange(size) for i in (0, 1))
   n, t = np.arange(N)[:, None, None, None], np.arange(T)[:, None, None]
   return padded[n, t, y_NTK[..., :, None], x_NTK[..., None, :]]
 
@@ -200,10 +208,10 @@ def read(judge: Judge, videos_NTHWC: np.ndarray) -> dict[str, np.ndarray]:
   """
   N, T = videos_NTHWC.shape[:2]
   grey_NTHW = _grey(videos_NTHWC)
-  place = _locate(grey_NTHW)
+  place = _locate(grey_NTHW, judge.crop)
   clear_NT = place["clear"]
-  crops = _crop(grey_NTHW, place["centroid"])
-  scores, _ = _apply(judge.params, crops.reshape(N * T, CROP, CROP))
+  crops = _crop(grey_NTHW, place["centroid"], judge.crop)
+  scores, _ = _apply(judge.params, crops.reshape(N * T, *crops.shape[2:]))
   log_probs = np.asarray(jax.nn.log_softmax(scores)).reshape(N, T, -1)
   total_NK = (log_probs * clear_NT[..., None]).sum(1)
   velocity, error = _motion(place["centroid"], clear_NT)

@@ -53,7 +53,7 @@ def run(
     raise UserError(f"evals.digits.num_videos={num_videos}: set 1 or more")
   if seed < 0:
     raise UserError(f"evals.digits.seed={seed}: set 0 or more")
-  judge = digits.train_judge(seed)
+  judge = digits.train_judge(seed, canvas=canvas)
   print(f"judge accuracy on held-out glyphs {judge.accuracy:.4f}", flush=True)
   sampling = dict(
     num_frames=num_frames,

@@ -115,8 +115,9 @@ def test_captions_say_what_is_there():
 @pytest.mark.parametrize(
   ("kwargs", "says"),
   [
-    ({"canvas": 16}, "needs a canvas of 28"),
-    ({"canvas": 8, "num_frames": 1}, "needs a canvas of 12"),
+    ({"canvas": 16}, "set 32 or more, or num_frames=9 or less"),
+    ({"canvas": 8, "num_frames": 1}, "needs a canvas of 16"),
+    ({"num_frames": 0}, "num_frames=0: set 1 or more"),
     ({"split": "val"}, "is not one of train, test"),
     ({"pairs": "all"}, "set split=test"),
     ({"image_share": 1.5}, "between 0 and 1"),

@@ -40,7 +40,7 @@ def test_the_judge_is_trained_on_training_glyphs_alone(monkeypatch):
   monkeypatch.setattr(
     source, "glyph_indices", lambda s: seen.append(s) or glyph_indices(s)
   )
-  digits.glyph_crops("train", 0)
+  digits.glyph_crops("train", 0, 32)
   assert seen == ["train"]
   assert not set(glyph_indices("train")) & set(glyph_indices("test"))
 
@@ -127,7 +127,7 @@ def test_a_digit_that_changes_on_the_way_is_read_once(judge, real):
     lambda rng, v: v // 8,
     lambda rng, v: rng.integers(0, 256, v.shape),
     lambda rng, v: rng.integers(0, 256, (*v.shape[:4], 1)).repeat(3, -1),
-    lambda rng, v: np.maximum(v, np.roll(v, (12, 16), (2, 3))),
+    lambda rng, v: np.maximum(v, np.roll(v, (16, 16), (2, 3))),
     lambda rng, v: np.concatenate([v[:, :9], 0 * v[:, 9:]], 1),
   ],
   ids=["black", "grey", "dim", "colours", "noise", "two digits", "vanishing"],
@@ -150,7 +150,7 @@ def test_images_count_for_the_digit_alone(judge, real):
 
 @pytest.mark.parametrize("direction", range(6))
 def test_motion_of_any_length_and_canvas(judge, direction):
-  glyph = source.load_glyphs()[0][7]
+  glyph = source.load_glyphs(16)[0][7]
   step = source.STEPS[direction] * 0.7
   start = np.array([24.0, 40.0])
   video = source.render(glyph, start, step, 9, 96)[None]

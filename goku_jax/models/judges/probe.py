@@ -1,6 +1,6 @@
 """A small classifier of glyphs, whose features measure distances too.
 
-Grey crops in [0, 1], about 14x14 pixels. Everything after the first layer
+Grey crops in [0, 1], about 18x18 pixels. Everything after the first layer
 works at half the resolution or less: seconds of training on two cores.
 
 Letters: N crops, H W height, width, D features, K classes.

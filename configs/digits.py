@@ -65,11 +65,11 @@ def canvas(debug):
 
 
 def vae(config, debug):
-  """The autoencoder: 4x4x4 and 8 channels, for a canvas of 32 pixels."""
+  """The autoencoder: 4x4x4 and 4 channels, for a canvas of 32 pixels."""
   training(
     config,
-    total_steps=20 if debug else 2200,
-    warmup_steps=1 if debug else 110,
+    total_steps=20 if debug else 1500,
+    warmup_steps=1 if debug else 75,
     every_steps=5 if debug else 250,
   )
   config.model = dict(
@@ -100,27 +100,23 @@ def flow(config, debug):
   """The joint flow model."""
   training(
     config,
-    total_steps=20 if debug else 3600,
-    warmup_steps=1 if debug else 180,
-    every_steps=5 if debug else 400,
+    total_steps=20 if debug else 5000,
+    warmup_steps=1 if debug else 100,
+    every_steps=5 if debug else 500,
   )
   config.model = dict(
     variant="debug" if debug else "digits",
     text=dict(width=32 if debug else 64, depth=1, num_heads=2),
     dtype="float32",
   )
-  # On latents a token covers 16x16 pixels, as Goku's does (8x8 VAE, 2x2 patch).
-  config.model.patch_size = (1, 4, 4)
+  # Goku's own patch on latents; debug reads pixels, which are more.
+  config.model.patch_size = (1, 4, 4) if debug else (1, 2, 2)
   config.data = dict(
     path=config_dict.placeholder(str),  # latents by prepare; pixels without
     digits=canvas(debug) | dict(num_samples=4096),  # of the pixels
     max_text=32,  # longest caption, in tokens of up to four bytes
-    pack=dict(
-      tokens=80,
-      text=80,
-      segments=8,
-    ),
-    num_packs=8,  # a step, over all devices
+    pack=dict(tokens=80 if debug else 160, text=80, segments=8),
+    num_packs=8 if debug else 4,  # a step, over all devices
     lookahead=256 if debug else 1024,  # samples that are packed together
   )
   config.loss = dict(

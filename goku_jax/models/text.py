@@ -55,6 +55,7 @@ class ByteEncoder(nn.Module):
       name="bytes",
     )(byte_BSp + 256 * place).sum(-2)
     x_BSE += layers.timestep_features(text_positions_BS / 1000.0, cfg.width)
+    x_BSE = nn.with_logical_constraint(x_BSE, ("batch", None, None))
     ids = text_segment_ids_BS
     for i in range(cfg.depth):
       h = layers.RMSNorm(name=f"attn_norm_{i}")(x_BSE).astype(cfg.dtype)
@@ -66,4 +67,5 @@ class ByteEncoder(nn.Module):
       )(h, h, ids, ids, None, None)
       h = layers.RMSNorm(name=f"mlp_norm_{i}")(x_BSE).astype(cfg.dtype)
       x_BSE += layers.Mlp(4 * cfg.width, cfg.dtype, name=f"mlp_{i}")(h)
+    x_BSE = nn.with_logical_constraint(x_BSE, ("batch", None, None))
     return layers.RMSNorm(name="norm")(x_BSE)

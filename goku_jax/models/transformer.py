@@ -21,7 +21,7 @@ from goku_jax.models import attention, layers, rope
 NULL_TEXT = -1  # text segment id of the pack's copy of the empty caption
 
 REMAT = {  # what the backward pass keeps of a block
-  "none": jax.checkpoint_policies.everything_saveable,
+  "none": None,  # all of it
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -43,6 +43,7 @@ class TransformerConfig:
   rotate_cross_queries: bool = True  # as the released code does
   rope_theta: float = 10_000.0
   remat: str = "full"
+  unroll: int = 1  # layers compiled in a row: faster steps, slower compiles
   dtype: Any = jnp.float32  # of matrix products
 
   @property
@@ -64,7 +65,7 @@ VARIANTS = {
   # For CPUs. On grids of a few tokens the slow pairs of 10,000 do not turn at
   # all, and attention would hardly learn to tell places: a small theta.
   "digits": dict(
-    width=192, depth=6, num_heads=4, rope_theta=20.0, remat="none"
+    width=128, depth=6, num_heads=4, rope_theta=20.0, remat="none", unroll=6
   ),
   "debug": dict(width=32, depth=2, num_heads=2, remat="none"),
 }
@@ -197,17 +198,22 @@ class Transformer(nn.Module):
         embedding_init=layers.normal_02,
         name="class",
       )(rows_BG)
+    c_BGD = nn.with_logical_constraint(c_BGD, ("batch", None, None))
 
     x_BLD = nn.Dense(
       cfg.width, kernel_init=layers.xavier, dtype=cfg.dtype, name="patch_in"
     )(tokens_BLP)
     x_BLD = nn.with_logical_constraint(x_BLD, ("batch", "tokens", None))
+    block = Block
+    if policy := REMAT[cfg.remat]:
+      block = nn.remat(Block, policy=policy, prevent_cse=False)
     blocks = nn.scan(
-      nn.remat(Block, policy=REMAT[cfg.remat], prevent_cse=False),
+      block,
       variable_axes={"params": 0},
       split_rngs={"params": True},
       in_axes=nn.broadcast,
       length=cfg.depth,
+      unroll=cfg.unroll,
     )(cfg, self.attention_fn, name="blocks")
     x_BLD, _ = blocks(x_BLD, c_BGD, text_BSE, pack)
 

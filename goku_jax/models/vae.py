@@ -52,7 +52,7 @@ class VAEConfig:
 
 VARIANTS = {  # for CPUs and small canvases
   "digits": dict(
-    width=64, encoder_blocks=2, decoder_blocks=3, latent_channels=8
+    width=64, encoder_blocks=2, decoder_blocks=3, latent_channels=4
   ),
   "debug": dict(
     width=16, encoder_blocks=1, decoder_blocks=1, latent_channels=4

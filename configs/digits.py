@@ -68,8 +68,8 @@ def vae(config, debug):
   """The autoencoder: 4x4x4 and 4 channels, for a canvas of 32 pixels."""
   training(
     config,
-    total_steps=20 if debug else 1500,
-    warmup_steps=1 if debug else 75,
+    total_steps=20 if debug else 1000,
+    warmup_steps=1 if debug else 50,
     every_steps=5 if debug else 250,
   )
   config.model = dict(
@@ -91,7 +91,7 @@ def prepare(config, debug):
     step=config_dict.placeholder(int),  # of its checkpoints; the newest
   )
   config.data = dict(
-    digits=canvas(debug) | dict(num_samples=64 if debug else 20_000),
+    digits=canvas(debug) | dict(num_samples=64 if debug else 12_000),
   )
   config.records_per_shard = 32 if debug else 4_000
 
@@ -100,7 +100,7 @@ def flow(config, debug):
   """The joint flow model."""
   training(
     config,
-    total_steps=20 if debug else 5000,
+    total_steps=20 if debug else 3000,
     warmup_steps=1 if debug else 100,
     every_steps=5 if debug else 500,
   )
@@ -115,7 +115,7 @@ def flow(config, debug):
     path=config_dict.placeholder(str),  # latents by prepare; pixels without
     digits=canvas(debug) | dict(num_samples=4096),  # of the pixels
     max_text=32,  # longest caption, in tokens of up to four bytes
-    pack=dict(tokens=80 if debug else 160, text=80, segments=8),
+    pack=dict(tokens=80 if debug else 160, text=64, segments=8),
     num_packs=8 if debug else 4,  # a step, over all devices
     lookahead=256 if debug else 1024,  # samples that are packed together
   )
@@ -135,7 +135,7 @@ def flow(config, debug):
     num_frames=5 if debug else 17,
     size=(16, 16) if debug else (32, 32),
     num_steps=4 if debug else 25,
-    guidance_scale=3.0,
+    guidance_scale=5.0,
     shift=3.0,
     seed=0,
   )
@@ -143,7 +143,7 @@ def flow(config, debug):
     digits=dict(
       num_videos=8 if debug else 252,
       num_steps=4 if debug else 25,
-      guidance_scale=3.0,
+      guidance_scale=5.0,
       shift=3.0,
       seed=0,  # of noise and of the judge
     ),

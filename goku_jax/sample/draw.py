@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from goku_jax.data import packing
+from goku_jax.data import packing, schema
 from goku_jax.flow import solver as solvers
 from goku_jax.sample import codec as codecs
 from goku_jax.sample import requests
@@ -32,7 +32,7 @@ def draw(
       does not take.
   """
   requests.check_condition(run.model, captions, labels)
-  requests.check_frames(num_frames)
+  schema.check_frames(num_frames)
   for caption in captions:
     requests.check_length(caption, run.config.data.max_text)
   if solver not in solvers.SOLVERS:

@@ -20,6 +20,8 @@ def make_task(config, mesh) -> Task:
   check_rows(mesh, config.micro_batches, **counts)
   model = vae.make_vae(**config.model)
   raw = digits.Digits(seed=config.seed, **config.data.digits)
+  # Refuses what the stride does not divide.
+  model.latent_shape((1, raw.num_frames, raw.canvas, raw.canvas, 3))
   batches = functools.partial(
     pipeline.vae_batches,
     raw,

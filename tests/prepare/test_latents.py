@@ -123,11 +123,16 @@ def test_a_start_that_is_refused_leaves_an_empty_folder(encoder, tmp_path):
   )
   with pytest.raises(job.UserError, match="canvas=8"):
     prepare_main.main(config, str(workdir))
-  config = runs.read_config(
-    "prepare", vae__workdir=str(encoder[0]), records_per_shard=0
-  )
-  with pytest.raises(job.UserError, match="records_per_shard=0: set 1"):
-    prepare_main.main(config, str(workdir))
+  for key, value, says in (
+    ("records_per_shard", 0, "records_per_shard=0: set 1"),
+    ("data.digits.num_frames", 6, "the nearest are 5 and 9"),
+    ("data.digits.canvas", 18, "18x18 pixels does not fit"),
+  ):
+    config = runs.read_config(
+      "prepare", vae__workdir=str(encoder[0]), **{key: value}
+    )
+    with pytest.raises(job.UserError, match=says):
+      prepare_main.main(config, str(workdir))
   assert not list(workdir.iterdir())
 
 

@@ -97,16 +97,6 @@ def test_a_prompt_of_ten_thousand_characters_is_counted():
   requests.check_length("the digit five moves left", 32)
 
 
-@pytest.mark.parametrize(
-  ("num_frames", "nearest"),
-  [(16, (13, 17)), (0, (1, 5)), (-3, (1, 5)), (2, (1, 5)), (4, (1, 5))],
-)
-def test_frames_that_are_not_4k_1_name_the_two_nearest(num_frames, nearest):
-  says = f"the nearest are {nearest[0]} and {nearest[1]}"
-  with pytest.raises(UserError, match=says):
-    requests.check_frames(num_frames)
-
-
 def test_files_are_named_and_refused(tmp_path):
   name = lambda out, frames=5, many=False: [
     str(file)

@@ -226,6 +226,10 @@ def test_another_model_is_refused_by_the_field_that_differs(straight):
     ("vae", "data.num_clips", 4, "num_clips=4 .* a multiple of 8"),
     ("vae", "data.num_images", 4, "num_images=4 .* a multiple of 8"),
     ("vae", "data.num_images", -8, "num_images=-8: set 0"),
+    ("vae", "data.digits.num_frames", 6, "not 4k.1: the nearest are 5 and 9"),
+    ("vae", "data.digits.canvas", 18, "18x18 pixels does not fit the autoenc"),
+    ("flow", "data.digits.num_frames", 6, "the nearest are 5 and 9"),
+    ("flow", "data.digits.canvas", 18, "does not divide into patches of 1x4x4"),
   ],
 )
 def test_a_mistake_is_one_line_and_leaves_an_empty_folder(

@@ -1,0 +1,16 @@
+"""What the batch is made of, stated once."""
+
+import pytest
+
+from goku_jax.data import schema
+from goku_jax.typing import UserError
+
+
+@pytest.mark.parametrize(
+  ("num_frames", "nearest"),
+  [(16, (13, 17)), (0, (1, 5)), (-3, (1, 5)), (2, (1, 5)), (4, (1, 5))],
+)
+def test_frames_that_are_not_4k_1_name_the_two_nearest(num_frames, nearest):
+  says = f"the nearest are {nearest[0]} and {nearest[1]}"
+  with pytest.raises(UserError, match=says):
+    schema.check_frames(num_frames)

@@ -127,10 +127,10 @@ def _loop(
       save = is_last or stop or (is_new and step % config.save_every_steps == 0)
       if show or save:
         report.flush()
-      if show:
-        _show(workdir, task, state, step, writers)
       if save:
         ckpt.save(step, _trees(state), {"step": step})
+      if show:  # after the save, which what goes wrong here may not cost
+        _show(workdir, task, state, step, writers)
       if stop:
         ckpt.wait()
         raise job.Preempted(f"saved at step {step}; run it again to go on")

@@ -121,6 +121,14 @@ def test_a_crash_and_a_resume_change_nothing(
   assert_same_run(tmp_path, straight(stage)[0])
 
 
+def test_pictures_that_fail_cost_no_step(tmp_path, monkeypatch):
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, "_show", lambda *_: crash())
+    with pytest.raises(CrashError):
+      train("flow", tmp_path)
+  assert checkpoint.whole_steps(tmp_path / "checkpoints") == [2, TOTAL]
+
+
 def test_a_preemption_saves_at_once_and_resumes(
   straight, tmp_path, monkeypatch
 ):
@@ -226,6 +234,15 @@ def test_another_model_is_refused_by_the_field_that_differs(straight):
     ("vae", "data.num_clips", 4, "num_clips=4 .* a multiple of 8"),
     ("vae", "data.num_images", 4, "num_images=4 .* a multiple of 8"),
     ("vae", "data.num_images", -8, "num_images=-8: set 0"),
+    ("flow", "sample.num_steps", 0, r"config\.sample: num_steps=0: set 1"),
+    ("flow", "sample.shift", 0.0, r"config\.sample: shift=0\.0: set"),
+    ("flow", "sample.guidance_scale", float("nan"), "guidance_scale=nan: set"),
+    ("flow", "sample.seed", -1, "seed=-1: set 0"),
+    ("flow", "sample.num_frames", 6, "the nearest are 5 and 9"),
+    ("flow", "sample.size", (16, 18), "width=18 is not a multiple of 4"),
+    ("flow", "sample.prompts", ("five " * 40,), "has 81 tokens"),
+    ("flow", "sample.prompts", (), "there is nothing to draw"),
+    ("flow", "sample.class_labels", (1,), "has no classes"),
     ("vae", "data.digits.num_frames", 6, "not 4k.1: the nearest are 5 and 9"),
     ("vae", "data.digits.canvas", 18, "18x18 pixels does not fit the autoenc"),
     ("flow", "data.digits.num_frames", 6, "the nearest are 5 and 9"),

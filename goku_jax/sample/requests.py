@@ -71,7 +71,8 @@ def check_condition(model, prompts: list[str], labels: list[int] | None):
       )
   if not model.text_config and any(prompts):
     raise UserError("this model reads no text: give class_label, no prompt")
-  if num_classes and not model.text_config and labels is None:
+  # With text too: training drops both or none, never the class alone.
+  if num_classes and labels is None:
     raise UserError(f"give class_label, one of 0 to {num_classes - 1}")
   if model.text_config and not all(prompts):
     raise UserError("this model reads text: give a prompt")

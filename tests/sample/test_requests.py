@@ -61,6 +61,7 @@ TEXT = dict(width=32, depth=1, num_heads=2)
     (dict(num_classes=10), [""], [10], "class_label=10 is not one of"),
     (dict(num_classes=10), [""], [-1], "class_label=-1 is not one of"),
     (dict(num_classes=10, text=TEXT), [""], [5], "reads text: give a prompt"),
+    (dict(num_classes=10, text=TEXT), ["five"], None, "give class_label, one"),
     (
       dict(num_classes=10, text=TEXT),
       ["a", "b"],
@@ -80,7 +81,6 @@ def test_conditions_that_a_model_takes_pass():
   text, both, none = dict(text=TEXT), dict(text=TEXT, num_classes=10), {}
   for sizes, prompt, labels in (
     (text, "five", None),
-    (both, "five", None),
     (both, "five", [9]),
     (dict(num_classes=10), "", [0]),
     (none, "", None),

@@ -18,6 +18,7 @@ from goku_jax import job
 from goku_jax.data import digits as data
 from goku_jax.data import schema, video_io
 from goku_jax.eval import digits
+from goku_jax.flow import noise
 from goku_jax.models import vae
 from goku_jax.sample import codec as codecs
 from goku_jax.sample import draw, restore
@@ -57,8 +58,7 @@ def run(
     )
   if num_videos < 1:
     raise UserError(f"evals.digits.num_videos={num_videos}: set 1 or more")
-  if seed < 0:
-    raise UserError(f"evals.digits.seed={seed}: set 0 or more")
+  noise.check_seed(seed, "evals.digits.seed")
   judge = digits.train_judge(seed, canvas=canvas)
   print(f"judge accuracy on held-out glyphs {judge.accuracy:.4f}", flush=True)
   sampling = dict(

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from goku_jax.data import packing, schema
+from goku_jax.flow import noise
 from goku_jax.flow import solver as solvers
 from goku_jax.sample import codec as codecs
 from goku_jax.sample import requests
@@ -95,8 +96,7 @@ def check(
     raise UserError(f"guidance_scale={guidance_scale}: set a finite number")
   if not 0 < shift < math.inf:
     raise UserError(f"shift={shift}: set a number above 0")
-  if seed < 0:
-    raise UserError(f"seed={seed}: set 0 or more")
+  noise.check_seed(seed)
   height, width = (
     trained if given is None else given
     for given, trained in zip(size, run.config.sample.size, strict=True)

@@ -15,6 +15,7 @@ import jax
 
 from goku_jax import checkpoint, costs, job
 from goku_jax.data import video_io
+from goku_jax.flow import noise
 from goku_jax.parallel import batch as batches
 from goku_jax.parallel import mesh as meshes
 from goku_jax.parallel import rules
@@ -75,6 +76,7 @@ def train(config, workdir) -> dict:
 
 def _check(config):
   """Refuses numbers of the loop's own that it cannot follow."""
+  noise.check_seed(config.seed)
   for name in POSITIVE:
     if config[name] < 1:
       raise UserError(f"{name}={config[name]}: set 1 or more")

@@ -170,7 +170,7 @@ def test_what_is_not_asked_for_is_as_the_run_says(flow, tmp_path):
   run("sample", f"--workdir={flow}", f"--prompt={CAPTION}", f"--out={file}")
   sample = json.loads((flow / "config.json").read_text())["sample"]
   metadata = video_io.read_metadata(file)
-  for name in ("num_frames", "num_steps", "guidance_scale", "shift"):
+  for name in ("num_frames", "num_steps", "guidance_scale", "shift", "seed"):
     assert metadata[name] == sample[name]
 
 

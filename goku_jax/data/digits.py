@@ -117,6 +117,8 @@ def _hat_weights(places: np.ndarray, size: int) -> np.ndarray:
 class Digits:
   """Random access to still and moving digits (Grain's data source protocol).
 
+  A sample's class is its `digit`, one of `num_classes`.
+
   Args:
     split: whose glyphs, "train" or "test".
     seed: another seed is another, equally long, list of samples.
@@ -126,6 +128,8 @@ class Digits:
     image_share: part of single images; 0.5 makes every even sample one.
     pairs: (digit, direction) of the clips: "train", "held_out" or "all".
   """
+
+  num_classes = len(WORDS)
 
   def __init__(
     self,
@@ -145,6 +149,8 @@ class Digits:
         f"the train split never shows held-out pairs: set split=test with "
         f"pairs={pairs}"
       )
+    if num_samples < 1:
+      raise UserError(f"num_samples={num_samples}: set 1 or more")
     if not 0 <= image_share <= 1:
       raise UserError(f"image_share={image_share} is not between 0 and 1")
     schema.check_frames(num_frames)

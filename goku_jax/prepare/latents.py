@@ -27,7 +27,10 @@ def prepare(config, workdir) -> dict:
   writer = sources.ShardWriter(
     folder,
     records_per_shard=config.records_per_shard,
-    about={"vae": {"workdir": config.vae.workdir, "step": step}},
+    about={
+      "vae": {"workdir": config.vae.workdir, "step": step},
+      "num_classes": raw.num_classes,
+    },
   )
   job.save_config(folder, config)
   if len(writer):

@@ -32,6 +32,7 @@ def make_task(config, mesh) -> Task:
     codec = codecs.Codec()
   attention_fn = shard_attention(attention.segment_attention, mesh)
   model = make_model(config, codec, attention_fn=attention_fn)
+  _check_conditions(model, source)
   patch_size = tuple(model.config.patch_size)
   run = Restored(config, make_model(config, codec), None, codec, 0)
   prompts, asked = _asked(config.sample)
@@ -64,6 +65,21 @@ def make_task(config, mesh) -> Task:
     picture=functools.partial(_picture, codec, patch_size),
     settle=functools.partial(_copy_codec, data.path),
   )
+
+
+def _check_conditions(model, source):
+  """Refuses a model that the source's captions or classes do not steer."""
+  cfg = model.config
+  if cfg.text_width and not model.text_config:
+    raise UserError(
+      f"the model reads text embeddings of width {cfg.text_width} and the data"
+      " has none: set model.text, or another model.variant"
+    )
+  if 0 < cfg.num_classes < source.num_classes:
+    raise UserError(
+      f"model.num_classes={cfg.num_classes} and the data has"
+      f" {source.num_classes} classes: set that, or more"
+    )
 
 
 def _copy_codec(path, workdir):

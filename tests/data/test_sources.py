@@ -47,6 +47,7 @@ def test_shards_give_back_what_was_written(folder):
   source = sources.Latents(folder)
   assert len(source) == 25
   assert source.manifest["vae"] == "debug"
+  assert source.num_classes == 1
   assert [s["records"] for s in source.manifest["shards"]] == [10, 10, 5]
   mean, std = (
     np.array(source.manifest[k]) for k in ("latent_mean", "latent_std")

@@ -70,6 +70,10 @@ def test_records_are_those_of_the_samples_in_order(encoder):
       np.testing.assert_allclose(records[i][key], one[0], atol=1e-4)
 
 
+def test_the_classes_are_known_without_reading_all(prepared):
+  assert sources.Latents(prepared[0]).num_classes == 10
+
+
 def test_a_finished_folder_is_left_as_it_is(encoder, prepared):
   folder, result = prepared
   before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}

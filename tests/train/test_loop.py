@@ -235,6 +235,10 @@ def test_another_model_is_refused_by_the_field_that_differs(straight):
     ("vae", "data.num_clips", 4, "num_clips=4 .* a multiple of 8"),
     ("vae", "data.num_images", 4, "num_images=4 .* a multiple of 8"),
     ("vae", "data.num_images", -8, "num_images=-8: set 0"),
+    ("vae", "data.num_clips", 0, "num_clips=0: set 1"),
+    ("vae", "data.digits.num_samples", 0, "num_samples=0: set 1"),
+    ("vae", "optim.clip_norm", -1.0, r"optim\.clip_norm=-1\.0: set"),
+    ("flow", "model.num_classes", 9, "num_classes=9 and the data has 10"),
     ("flow", "sample.num_steps", 0, r"config\.sample: num_steps=0: set 1"),
     ("flow", "sample.shift", 0.0, r"config\.sample: shift=0\.0: set"),
     ("flow", "sample.guidance_scale", float("nan"), "guidance_scale=nan: set"),
@@ -258,6 +262,16 @@ def test_a_mistake_is_one_line_and_leaves_an_empty_folder(
   with pytest.raises(job.UserError, match=says) as error:
     train_main.main(wrong, str(tmp_path))
   assert "\n" not in str(error.value)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_model_of_text_from_elsewhere_is_refused(tmp_path):
+  wrong = runs.read_config()
+  with wrong.unlocked():
+    del wrong.model.text
+    wrong.model.variant = "2b"
+  with pytest.raises(job.UserError, match="embeddings of width 2048"):
+    train_main.main(wrong, str(tmp_path))
   assert not list(tmp_path.iterdir())
 
 

@@ -98,8 +98,7 @@ def test_prepare_writes_what_it_says(latents, vae):
   assert before == {p: p.stat().st_mtime_ns for p in latents.glob("shard-*")}
 
 
-def test_a_killed_prepare_goes_on_to_the_same_bytes(vae, tmp_path):
-  whole, killed = tmp_path / "whole", tmp_path / "killed"
+def test_a_prepare_that_was_stopped_goes_on_to_the_same_bytes(vae, tmp_path):
   job = [
     "prepare",
     f"--config={CONFIG}:stage=prepare,debug",
@@ -107,24 +106,30 @@ def test_a_killed_prepare_goes_on_to_the_same_bytes(vae, tmp_path):
     "--config.data.digits.num_samples=3000",
     "--config.records_per_shard=100",
   ]
-  run(*job, f"--workdir={whole}")
-  process = start(*job, f"--workdir={killed}")
-  while not (killed / "shard-00001.json").exists():
-    assert process.poll() is None
-    time.sleep(0.001)
-  os.kill(process.pid, signal.SIGKILL)
-  process.communicate()
-  assert process.returncode == -signal.SIGKILL
-  assert not (killed / "manifest.json").exists()
-  first = killed / "shard-00000.array_record"
-  written = first.stat().st_mtime_ns
-  out, _ = run(*job, f"--workdir={killed}")
-  assert "goes on from record" in out
-  assert first.stat().st_mtime_ns == written
+  run(*job, f"--workdir={tmp_path / 'whole'}")
   files = lambda f: {
     p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()
   }
-  assert files(killed) == files(whole)
+  for asked, status in (
+    (signal.SIGKILL, -signal.SIGKILL),
+    (signal.SIGTERM, 75),
+  ):
+    folder = tmp_path / asked.name
+    process = start(*job, f"--workdir={folder}")
+    while not (folder / "shard-00001.json").exists():
+      assert process.poll() is None
+      time.sleep(0.001)
+    process.send_signal(asked)
+    _, err = process.communicate()
+    assert process.returncode == status
+    assert (b"preempted: what is whole is kept" in err) == (status == 75)
+    assert not (folder / "manifest.json").exists()
+    first = folder / "shard-00000.array_record"
+    written = first.stat().st_mtime_ns
+    out, _ = run(*job, f"--workdir={folder}")
+    assert "goes on from record" in out
+    assert first.stat().st_mtime_ns == written
+    assert files(folder) == files(tmp_path / "whole")
 
 
 def test_the_same_seed_draws_the_same_bytes(flow, tmp_path):

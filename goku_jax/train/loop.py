@@ -121,7 +121,7 @@ def _loop(
     job.Writers(workdir, first) as writers,
     job.Progress(total, first, config.stage) as progress,
   ):
-    report = Reporter(config, writers, progress, peak)
+    report = Reporter(config, writers, progress, peak, first)
     for step in range(first, total + 1):
       is_last, is_new = step == total, step > first
       stop = is_new and not is_last and preempted()
@@ -139,6 +139,8 @@ def _loop(
       if is_last:
         _draw_curves(workdir)
         return state, report.latest
+      if show or save:
+        report.restart_clock()
       local = next(data)
       if step == 0:
         rows = [task.picture(local)]
@@ -157,11 +159,15 @@ class Reporter:
   so at most two are in flight.
   """
 
-  def __init__(self, config, writers, progress, peak):
+  def __init__(self, config, writers, progress, peak, first):
     self.every, self.last = config.log_every_steps, config.total_steps - 1
     self.writers, self.progress = writers, progress
-    self.peak = peak
+    self.peak, self.first = peak, first
     self.latest, self.pending = {}, None
+    self.restart_clock()
+
+  def restart_clock(self):
+    """Leaves what was done since the last step out of the next one's rate."""
     self.clock = time.perf_counter()
 
   def add(self, step, metrics, flops, tokens):
@@ -184,15 +190,12 @@ class Reporter:
     metrics = {k: v for k, v in metrics.items() if not math.isnan(v)}
     now = time.perf_counter()
     seconds, self.clock = now - self.clock, now
-    hosts = jax.process_count()
-    metrics["tokens_per_second"] = tokens * hosts / seconds
-    metrics["mfu"] = costs.mfu(flops * hosts, seconds, self.peak)
-    self.progress.update(
-      step + 1,
-      loss=metrics["loss"],
-      tokens_per_second=metrics["tokens_per_second"],
-      mfu=metrics["mfu"],
-    )
+    if step > self.first:  # which compiled
+      hosts = jax.process_count()
+      metrics["tokens_per_second"] = tokens * hosts / seconds
+      metrics["mfu"] = costs.mfu(flops * hosts, seconds, self.peak)
+    shown = ("loss", "tokens_per_second", "mfu")
+    self.progress.update(step + 1, **{k: metrics.get(k) for k in shown})
     self.latest = metrics
     if step % self.every == 0 or step == self.last:
       self.writers.write_scalars(step, metrics)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import types
 
 import chex
 import numpy as np
@@ -127,6 +128,30 @@ def test_pictures_that_fail_cost_no_step(tmp_path, monkeypatch):
     with pytest.raises(CrashError):
       train("flow", tmp_path)
   assert checkpoint.whole_steps(tmp_path / "checkpoints") == [2, TOTAL]
+
+
+def test_rates_count_steps_alone(monkeypatch):
+  """Neither the first step, which compiles, nor pictures and saves."""
+  now = 0.0
+  clock = types.SimpleNamespace(perf_counter=lambda: now)
+  monkeypatch.setattr(loop, "time", clock)
+  found = {}
+  writers = types.SimpleNamespace(write_scalars=found.__setitem__)
+  progress = types.SimpleNamespace(update=lambda *_, **__: None)
+  config = runs.read_config(total_steps=9)
+  report = loop.Reporter(config, writers, progress, peak=10.0, first=3)
+  for step, seconds in ((3, 60.0), (4, 2.0), (5, 4.0)):
+    report.add(step, {"loss": 1.0, "grad_norm": 1.0}, 10.0, 100)
+    now += seconds
+  report.flush()
+  now += 100.0
+  report.restart_clock()
+  report.add(6, {"loss": 1.0, "grad_norm": 1.0}, 10.0, 100)
+  now += 5.0
+  report.flush()
+  rates = [found[step].get("tokens_per_second") for step in range(3, 7)]
+  assert rates == [None, 50.0, 25.0, 20.0]
+  assert [found[step].get("mfu") for step in (3, 4)] == [None, 0.5]
 
 
 def test_a_preemption_saves_at_once_and_resumes(

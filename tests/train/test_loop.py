@@ -130,6 +130,21 @@ def test_pictures_that_fail_cost_no_step(tmp_path, monkeypatch):
   assert checkpoint.whole_steps(tmp_path / "checkpoints") == [2, TOTAL]
 
 
+def test_curves_are_drawn_before_the_last_save(tmp_path, monkeypatch):
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, "_draw_curves", lambda *_: crash())
+    with pytest.raises(CrashError):
+      train("flow", tmp_path)
+  assert checkpoint.whole_steps(tmp_path / "checkpoints") == [2]
+
+
+def test_one_process_writes(tmp_path, monkeypatch):
+  """Checkpoints apart, which Orbax writes together."""
+  monkeypatch.setattr(loop, "_writes", lambda: False)
+  assert train("flow", tmp_path)["step"] == TOTAL
+  assert [file.name for file in tmp_path.iterdir()] == ["checkpoints"]
+
+
 def test_rates_count_steps_alone(monkeypatch):
   """Neither the first step, which compiles, nor pictures and saves."""
   now = 0.0

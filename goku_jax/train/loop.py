@@ -39,7 +39,7 @@ def train(config, workdir) -> dict:
   task = TASKS[config.stage](config, mesh)
   rng = jax.random.key(config.seed)
   tx = make_optimizer(total_steps=config.total_steps, **config.optim)
-  peak, _ = costs.peak_flops()  # may time one device, so outside of the mesh
+  peak = costs.peak_flops()  # may time one device, so outside of the mesh
   with meshes.use(mesh):
     state, placed = _init_or_restore(config, workdir, mesh, task, tx, rng)
     step_fn = jax.jit(

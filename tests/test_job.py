@@ -327,6 +327,25 @@ def test_a_workdir_of_another_model_is_refused_and_kept(tmp_path):
   assert job.load_config(tmp_path).total_steps == 9
 
 
+def test_a_place_may_move_but_not_come_or_go(tmp_path):
+  config = mlc.ConfigDict(dict(data=dict(path="here", num=3)))
+  job.save_config(tmp_path, config)
+  check = lambda: job.check_workdir(
+    tmp_path, config, same=("data",), moves=("data.path",)
+  )
+  config.data.path = "there"
+  check()
+  with config.ignore_type():
+    config.data.path = None
+  with pytest.raises(
+    job.UserError, match=r"data\.path is 'here' there and None"
+  ):
+    check()
+  config.data.path, config.data.num = "here", 4
+  with pytest.raises(job.UserError, match=r"data\.num is 3 there and 4 here"):
+    check()
+
+
 def test_a_workdir_without_a_run_or_with_a_broken_one_is_a_mistake(tmp_path):
   with pytest.raises(job.UserError, match="holds no run"):
     job.load_config(tmp_path / "absent")

@@ -1,13 +1,14 @@
 """The joint flow model: packs of latents, or of pixels, with captions."""
 
 import functools
+import json
 import pathlib
 import shutil
 
 import jax
 import numpy as np
 
-from goku_jax import costs
+from goku_jax import costs, files
 from goku_jax.data import digits, packing, pipeline, sources
 from goku_jax.models import attention
 from goku_jax.parallel.attention import shard_attention
@@ -18,6 +19,8 @@ from goku_jax.sample.restore import Restored, init_params, make_model
 from goku_jax.train.flow_loss import make_loss
 from goku_jax.train.task import Task
 from goku_jax.typing import UserError
+
+LATENTS = "latents.json"  # in the workdir: the manifest of its latents
 
 
 def make_task(config, mesh) -> Task:
@@ -63,7 +66,7 @@ def make_task(config, mesh) -> Task:
     show=functools.partial(_show, run, prompts, asked),
     captions=_captions(prompts, asked["labels"]),
     picture=functools.partial(_picture, codec, patch_size),
-    settle=functools.partial(_copy_codec, data.path),
+    settle=functools.partial(_settle, data.path),
   )
 
 
@@ -82,10 +85,27 @@ def _check_conditions(model, source):
     )
 
 
-def _copy_codec(path, workdir):
-  """Copies the latents' autoencoder to the workdir, which may then travel."""
-  folder = pathlib.Path(workdir) / codecs.FOLDER
-  if path and not folder.exists():
+def _settle(path, workdir):
+  """Copies the autoencoder and the manifest of the latents to the workdir.
+
+  The run may then travel without them; and they may move, but not change.
+
+  Raises:
+    UserError: the run began with other latents.
+  """
+  if not path:
+    return
+  given, kept = pathlib.Path(path) / sources.MANIFEST, workdir / LATENTS
+  if not kept.exists():
+    files.write_whole(kept, given.read_bytes())
+  shards = lambda file: json.loads(file.read_text())["shards"]
+  if shards(given) != shards(kept):  # with their digests
+    raise UserError(
+      f"--config.data.path={path} holds other latents than this run began with:"
+      " give those, or choose another --workdir"
+    )
+  folder = workdir / codecs.FOLDER
+  if not folder.exists():
     partial = folder.with_suffix(".partial")  # a kill may cut the copy short
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(pathlib.Path(path) / codecs.FOLDER, partial)

@@ -5,6 +5,7 @@ Jobs run as their users run them, each in a process of its own on one device.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -216,6 +217,42 @@ def test_a_run_of_another_model_is_one_line(flow):
   assert process.returncode == 2
   assert b"data.path is" in err
   assert err.count(b"\n") == 1
+
+
+def test_latents_may_move_but_not_change(flow, latents, vae, tmp_path):
+  """Under the same path too, where another autoencoder may have written."""
+  place, run_dir = tmp_path / "place", tmp_path / "flow"
+  shutil.copytree(flow, run_dir)
+  shutil.copytree(latents, place)
+  again = [
+    "debug",
+    run_dir,
+    f"--config.data.path={place}",
+    "--config.model.patch_size=(1,1,1)",
+  ]
+  run_train(*again)
+  before = (run_dir / "config.json").read_bytes()
+  assert json.loads(before)["data"]["path"] == str(place)
+  shutil.rmtree(place)
+  run(
+    "prepare",
+    f"--config={CONFIG}:stage=prepare,debug",
+    f"--config.vae.workdir={vae}",
+    "--config.vae.step=2",
+    f"--workdir={place}",
+  )
+  process = start(
+    "train",
+    f"--config={CONFIG}:{again[0]}",
+    f"--workdir={run_dir}",
+    *SHORT,
+    *again[2:],
+  )
+  _, err = process.communicate(timeout=100)
+  assert process.returncode == 2, err
+  assert b"holds other latents than this run began with" in err
+  assert err.count(b"\n") == 1
+  assert (run_dir / "config.json").read_bytes() == before
 
 
 def test_a_refused_start_on_latents_leaves_an_empty_folder(latents, tmp_path):

@@ -1,7 +1,8 @@
 """The package, its dependencies and its extras; tool settings: pyproject.toml.
 
-Each bound was run: the lower one on Python 3.11, whatever 3.12 resolves below
-the upper one, which stands before the next release that may break.
+The workflow runs what Python 3.11, 3.12 and 3.13 resolve within the bounds: the
+lowest JAX on 3.11, the newest on the others. An upper bound stands before the
+next release that may break.
 """
 
 import pathlib

@@ -209,7 +209,7 @@ def _tuples(tree):
   return tree
 
 
-def check_workdir(workdir, config, *, same, why=""):
+def check_workdir(workdir, config, *, same, moves=(), why=""):
   """Makes the run's folder, or checks that the run in it is this one.
 
   Nothing is saved: a start that is refused later leaves a run as it was, and
@@ -220,6 +220,8 @@ def check_workdir(workdir, config, *, same, why=""):
     config: of this start.
     same: dotted keys or sections that make the run what it is. They may not
       change when a run resumes; all the others may.
+    moves: keys of `same` that name places: another one may be named, not one
+      instead of none. That the same lies there is for the job to check.
     why: they may not, where that is not plain.
   """
   files.make_folder(workdir, "workdir")
@@ -233,6 +235,7 @@ def check_workdir(workdir, config, *, same, why=""):
       for key in sorted(old | new)
       if f"{key}.".startswith(inside)
       and old.get(key, "absent") != new.get(key, "absent")
+      and not (key in moves and old.get(key) and new.get(key))
     ]
     if differing:
       more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""

@@ -79,18 +79,18 @@ def training_flops(*args, **sizes) -> float:
   return 3 * flow_flops(*args, **sizes)
 
 
-def peak_flops(devices=None) -> tuple[float, str]:
-  """FLOP/s of all devices together, and what the figure is."""
+def peak_flops(devices=None) -> float:
+  """FLOP/s of all devices together, measured where the chip is not known."""
   import jax  # not before a job needs it
 
   devices = jax.devices() if devices is None else devices
   kind = devices[0].device_kind
   for prefix, peak in PEAKS.items():
     if kind.startswith(prefix):
-      return peak * len(devices), f"{kind} bf16 peak x {len(devices)}"
+      return peak * len(devices)
   # Pretend devices share the cores of their process, so it counts once.
   processes = len({device.process_index for device in devices})
-  return measured_peak() * processes, f"{kind} measured float32 matmul"
+  return measured_peak() * processes
 
 
 @cache

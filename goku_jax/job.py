@@ -55,8 +55,12 @@ PREEMPTED = 75  # EX_TEMPFAIL: run the same command again
 HELP = {"-h", "-help", "--help", "--helpshort", "--helpfull"}
 
 
-class Preempted(Exception):  # noqa: N818, nothing went wrong
-  """The job was asked to stop and has saved everything."""
+class Preempted(SystemExit):
+  """The job was asked to stop and has saved everything.
+
+  It may come anywhere, and what handles errors there, asyncio's callbacks
+  among it, lets only a SystemExit pass.
+  """
 
 
 def run(main, *, config: str | None = None):
@@ -68,6 +72,7 @@ def run(main, *, config: str | None = None):
   """
   # A prompt may hold bytes that no encoding prints.
   sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+  signal.signal(signal.SIGTERM, _stop)
   try:
     arguments = _parse(main, config, sys.argv)
     if arguments is not None:
@@ -77,6 +82,15 @@ def run(main, *, config: str | None = None):
     _exit(2, f"error: {error}")
   except Preempted as error:
     _exit(PREEMPTED, f"preempted: {error}")
+
+
+def _stop(number, frame):
+  """Ends a job where it stands: what is on the disk is whole at any time.
+
+  Only a loop that would lose steps asks for `preemption` instead.
+  """
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one is enough
+  raise Preempted("what is whole is kept; run it again to go on")
 
 
 def _exit(status, message):

@@ -110,14 +110,11 @@ def test_formula_counts_the_products_of_the_model(text_width):
 )
 def test_peak_of_a_known_chip_counts_every_device(kind, peak):
   devices = [SimpleNamespace(device_kind=kind, process_index=0)] * 3
-  total, name = costs.peak_flops(devices)
-  assert total == 3 * peak
-  assert kind in name
+  assert costs.peak_flops(devices) == 3 * peak
 
 
 def test_peak_of_a_cpu_is_measured_once_for_all_pretend_devices():
-  total, name = costs.peak_flops()
-  assert "measured float32" in name
+  total = costs.peak_flops()
   assert 1e9 < total < 1e13
-  assert costs.peak_flops(jax.devices()[:1])[0] == total
+  assert costs.peak_flops(jax.devices()[:1]) == total
   assert costs.mfu(total, 2.0, total) == 0.5

@@ -35,6 +35,12 @@ def main(config, workdir, prompt, num_frames, fail=None):
   job.save_config(workdir, config)
   if fail == "crash":
     raise RuntimeError("a fault of ours")
+  if fail == "work":
+    print("ready", flush=True)
+    try:
+      time.sleep(30)
+    except Exception:
+      print("taken for an error", flush=True)
   if fail == "wait":
     with job.preemption() as preempted:
       print("ready", flush=True)
@@ -262,8 +268,12 @@ def test_a_fault_of_ours_keeps_its_traceback_and_is_status_1(folder):
   assert "a fault of ours" in done.stderr
 
 
-def test_sigterm_lets_the_job_save_and_is_status_75(folder):
-  argv, kwargs = command(folder, *RUN, "--fail=wait")
+@pytest.mark.parametrize(
+  ("fail", "says"),
+  [("wait", "saved at step 3"), ("work", "what is whole is kept; run it ag")],
+)
+def test_sigterm_lets_the_job_save_and_is_status_75(folder, fail, says):
+  argv, kwargs = command(folder, *RUN, f"--fail={fail}")
   with subprocess.Popen(
     argv, **kwargs, stdout=subprocess.PIPE, stderr=subprocess.PIPE
   ) as process:
@@ -272,7 +282,8 @@ def test_sigterm_lets_the_job_save_and_is_status_75(folder):
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=30)
   assert process.returncode == 75
-  assert errors == "preempted: saved at step 3\n"
+  assert errors.startswith(f"preempted: {says}")
+  assert errors.count("\n") == 1
 
 
 def test_sigterm_is_left_as_it_was():
@@ -314,6 +325,25 @@ def test_a_workdir_of_another_model_is_refused_and_kept(tmp_path):
   assert "model.width is 32 there and 64 here" in str(error.value)
   assert "model.size is (1, 2) there and (1, 3) here" in str(error.value)
   assert job.load_config(tmp_path).total_steps == 9
+
+
+def test_a_place_may_move_but_not_come_or_go(tmp_path):
+  config = mlc.ConfigDict(dict(data=dict(path="here", num=3)))
+  job.save_config(tmp_path, config)
+  check = lambda: job.check_workdir(
+    tmp_path, config, same=("data",), moves=("data.path",)
+  )
+  config.data.path = "there"
+  check()
+  with config.ignore_type():
+    config.data.path = None
+  with pytest.raises(
+    job.UserError, match=r"data\.path is 'here' there and None"
+  ):
+    check()
+  config.data.path, config.data.num = "here", 4
+  with pytest.raises(job.UserError, match=r"data\.num is 3 there and 4 here"):
+    check()
 
 
 def test_a_workdir_without_a_run_or_with_a_broken_one_is_a_mistake(tmp_path):

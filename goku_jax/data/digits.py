@@ -20,7 +20,7 @@ from typing import SupportsIndex
 
 import numpy as np
 
-from goku_jax.data import hashing, tokenize
+from goku_jax.data import hashing, schema, tokenize
 from goku_jax.typing import UserError
 
 DIRECTIONS = (
@@ -117,15 +117,19 @@ def _hat_weights(places: np.ndarray, size: int) -> np.ndarray:
 class Digits:
   """Random access to still and moving digits (Grain's data source protocol).
 
+  A sample's class is its `digit`, one of `num_classes`.
+
   Args:
     split: whose glyphs, "train" or "test".
     seed: another seed is another, equally long, list of samples.
-    num_frames: of a clip; the fastest clip must fit on the canvas.
+    num_frames: of a clip, 4k+1; the fastest clip must fit on the canvas.
     canvas: height and width in pixels.
     num_samples: length of the list; the samples before do not depend on it.
     image_share: part of single images; 0.5 makes every even sample one.
     pairs: (digit, direction) of the clips: "train", "held_out" or "all".
   """
+
+  num_classes = len(WORDS)
 
   def __init__(
     self,
@@ -145,14 +149,15 @@ class Digits:
         f"the train split never shows held-out pairs: set split=test with "
         f"pairs={pairs}"
       )
+    if num_samples < 1:
+      raise UserError(f"num_samples={num_samples}: set 1 or more")
     if not 0 <= image_share <= 1:
       raise UserError(f"image_share={image_share} is not between 0 and 1")
+    schema.check_frames(num_frames)
     size, span = glyph_size(canvas), int(max(SPEEDS) * (num_frames - 1))
-    if num_frames < 1:
-      raise UserError(f"num_frames={num_frames}: set 1 or more")
     if size < 8 or size + span > canvas:
       needed = max(16, 2 * span)
-      shorter = f", or num_frames={canvas - size + 1} or less"
+      shorter = f", or num_frames={(canvas - size) // 4 * 4 + 1} or less"
       raise UserError(
         f"a clip of num_frames={num_frames} needs a canvas of {needed} pixels "
         f"and canvas={canvas}: set {needed} or more"

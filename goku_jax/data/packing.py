@@ -134,13 +134,6 @@ class Planner:
         w += 1
     return tuple(packs[first - start : last - start])
 
-  def fill(self, first_step: int = 0, num_steps: int = 1) -> float:
-    """The share of token places that hold a token over these steps."""
-    steps = range(first_step, first_step + num_steps)
-    index = [i for s in steps for pack in self.step(s) for i, _ in pack]
-    places = num_steps * self.num_packs * self.capacity.tokens
-    return float(self.sizes[index, 0].sum() / places)
-
   def _window(self, window: int):
     """The packs of a window, a function of the seed and its number."""
     if window not in self._recent:

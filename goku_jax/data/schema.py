@@ -12,6 +12,8 @@ arrays that end in G. A single image is a video of one frame.
 
 import numpy as np
 
+from goku_jax.typing import UserError
+
 PADDING = 0  # in segment_ids and text_segment_ids
 EMPTY_CAPTION = -1  # in text_segment_ids
 NO_LOGVAR = -30.0  # exp(-15) is no noise in float32
@@ -64,3 +66,13 @@ def empty_packs(**sizes: int) -> dict[str, np.ndarray]:
   batch["tokens_logvar_BLP"].fill(NO_LOGVAR)
   batch["sample_index_BG"].fill(-1)
   return batch
+
+
+def check_frames(num_frames: int):
+  """Refuses lengths that no clip has; clips have 4k+1 frames."""
+  if num_frames < 1 or num_frames % 4 != 1:
+    below = max(1, (num_frames - 1) // 4 * 4 + 1)
+    raise UserError(
+      f"num_frames={num_frames} is not 4k+1: the nearest are {below} and"
+      f" {below + 4}"
+    )

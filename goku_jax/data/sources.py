@@ -1,15 +1,16 @@
 """What the flow model is trained on: sources of latents with captions.
 
-A source has `len`, `sizes(patch_size, max_text)`, the tokens and text tokens of
-every sample as the planner wants them, and random access to samples
+A source has `len`, `num_classes`, `sizes(patch_size, max_text)`, the tokens and
+text tokens of every sample as the planner wants them, and random access to
+samples
 
   mean, logvar   float32 [T, H, W, C], each channel of `mean` of unit variance
   text_ids       int32 [n], the whole caption and EOS
-  class, index   int
+  class, index   int, the class below num_classes
 
-`Pixels` takes a raw source (uint8 video and caption; `sizes()` int [n, 4] of
-frames, height, width and text tokens). `Latents` reads a folder that
-a `ShardWriter` wrote:
+`Pixels` takes a raw source (uint8 video and caption; `num_classes`; `sizes()`
+int [n, 4] of frames, height, width and text tokens). `Latents` reads a folder
+that a `ShardWriter` wrote:
 
   shard-00000.array_record ...   one record a sample, safetensors of `mean`
                   and `logvar` as the autoencoder gave them, `caption` (UTF-8)
@@ -46,7 +47,7 @@ class Pixels:
   """A raw source as latents of its own: three channels in [-1, 1]."""
 
   def __init__(self, raw):
-    self.raw = raw
+    self.raw, self.num_classes = raw, raw.num_classes
 
   def __len__(self) -> int:
     return len(self.raw)
@@ -81,6 +82,8 @@ class Latents:
     self.manifest = _read_manifest(folder)
     if verify:
       check_digests(folder, self.manifest)
+    # Folders of older versions do not tell it.
+    self.num_classes = self.manifest.get("num_classes", 1)
     stats = (self.manifest[k] for k in ("latent_mean", "latent_std"))
     self._mean, self._std = (np.array(x, np.float32) for x in stats)
     with np.load(folder / INDEX) as file:

@@ -44,9 +44,3 @@ def encode(text: str, max_length: int | None = None) -> Int32[np.ndarray, " n"]:
   if max_length is not None:
     ids = ids[: max_length - 1]
   return np.append(ids, np.int32(EOS))
-
-
-def decode(ids: np.ndarray) -> str:
-  """The text of token ids; a character cut in two becomes U+FFFD."""
-  pieces = np.asarray([i for i in ids if i != EOS], "<i4").tobytes()
-  return pieces.replace(b"\0", b"").decode(errors="replace")

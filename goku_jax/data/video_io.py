@@ -217,20 +217,15 @@ def contact_sheet(
   rows: list[list[np.ndarray]],
   captions: list[list[str]],
   path,
-  *,
-  num_frames: int = 5,
-  frame_height: int = 64,
 ) -> None:
   """Writes a PNG that shows each video as a strip of frames, first to last.
 
   Args:
     rows: videos [T, H, W, 3] or images [H, W, 3], row by row, any sizes.
     captions: the text above each of them, in the same nesting.
-    num_frames: of each strip, evenly spaced in time.
-    frame_height: in pixels of the sheet.
   """
   buffer = io.BytesIO()
-  _sheet(rows, captions, num_frames, frame_height).save(buffer, "png")
+  _sheet(rows, captions, num_frames=5, frame_height=64).save(buffer, "png")
   _write(pathlib.Path(path), buffer.getvalue())
 
 
@@ -240,7 +235,6 @@ def contact_video(
   path,
   *,
   fps: float | int = 8,
-  frame_height: int = 128,
 ) -> None:
   """Writes a video of a sheet on which all videos play at once.
 
@@ -248,13 +242,13 @@ def contact_video(
   """
   at = lambda t: [[video[min(t, len(video) - 1)] for video in r] for r in rows]
   frames = [
-    np.asarray(_sheet(at(t), captions, 1, frame_height))
+    np.asarray(_sheet(at(t), captions, num_frames=1, frame_height=128))
     for t in range(max(len(video) for row in rows for video in row))
   ]
   write_video(path, np.stack(frames), fps=fps)
 
 
-def _sheet(rows, captions, num_frames, frame_height) -> Image.Image:
+def _sheet(rows, captions, *, num_frames, frame_height) -> Image.Image:
   font = ImageFont.load_default(size=13)
   cells = [
     [
@@ -326,15 +320,8 @@ def _wrap(caption: str, width: int, font) -> list[str]:
   return lines
 
 
-def curves(
-  path,
-  series: dict[str, tuple],
-  *,
-  title: str = "",
-  xlabel: str = "step",
-  ylabel: str = "loss",
-) -> None:
-  """Writes a picture of curves: raw values faint, smoothed ones strong.
+def curves(path, series: dict[str, tuple]) -> None:
+  """Writes a picture of losses by step: raw values faint, smoothed ones strong.
 
   The scale is logarithmic where every value is positive.
 
@@ -355,7 +342,7 @@ def curves(
     axes.plot(steps, _smooth(values), color=f"C{i}", label=name)
   if positive:
     axes.set_yscale("log")
-  axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+  axes.set(xlabel="step", ylabel="loss")
   axes.grid(alpha=0.3)
   if series:
     axes.legend()

@@ -16,7 +16,6 @@ Letters: N videos or crops, T H W frames, height, width, K classes.
 
 import dataclasses
 import functools
-import time
 from typing import Any
 
 import jax
@@ -47,14 +46,12 @@ class Judge:
   params: Any
   crop: int  # side of what it reads, in pixels
   accuracy: float
-  seconds: float
 
 
 def train_judge(
   seed: int = 0, *, canvas: int = 32, num_steps: int = 500, batch_size=128
 ) -> Judge:
   """A probe of the training glyphs on a canvas; a function of its arguments."""
-  start = time.perf_counter()
   crops, labels = glyph_crops("train", seed, canvas)
   rng = jax.random.key(seed)
   params = jax.jit(_MODEL.init)(rng, crops[:1])
@@ -66,9 +63,8 @@ def train_judge(
       params, opt_state, rng, i, crops[chosen], labels[chosen], num_steps
     )
   crops, labels = glyph_crops("test", seed, canvas)
-  accuracy = (_apply(params, crops)[0].argmax(-1) == labels).mean()
-  seconds = time.perf_counter() - start
-  return Judge(params, crops.shape[-1], float(accuracy), seconds)
+  accuracy = (_apply(params, crops).argmax(-1) == labels).mean()
+  return Judge(params, crops.shape[-1], float(accuracy))
 
 
 def _optimizer(num_steps: int) -> optax.GradientTransformation:
@@ -82,7 +78,7 @@ def _step(params, opt_state, rng, i, crops_NHW, labels_N, num_steps):
   crops_NHW = _worsen(jax.random.fold_in(rng, i), crops_NHW)
 
   def loss_fn(params):
-    scores_NK, _ = _MODEL.apply(params, crops_NHW)
+    scores_NK = _MODEL.apply(params, crops_NHW)
     loss_fn = optax.losses.softmax_cross_entropy_with_integer_labels
     return loss_fn(scores_NK, labels_N).mean()
 
@@ -188,15 +184,15 @@ def _forward(params, crops_NHW):
   return _MODEL.apply(params, crops_NHW)
 
 
-def _apply(params, crops_NHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Scores and features of any number of crops, compiled once."""
+def _apply(params, crops_NHW: np.ndarray) -> np.ndarray:
+  """Scores of any number of crops, compiled once."""
   parts = []
   for i in range(0, len(crops_NHW), _CHUNK):
     part = crops_NHW[i : i + _CHUNK]
     short = _CHUNK - len(part)
-    outputs = _forward(params, np.pad(part, ((0, short), (0, 0), (0, 0))))
-    parts.append([np.asarray(x)[: len(part)] for x in outputs])
-  return tuple(map(np.concatenate, zip(*parts, strict=True)))
+    scores = _forward(params, np.pad(part, ((0, short), (0, 0), (0, 0))))
+    parts.append(np.asarray(scores)[: len(part)])
+  return np.concatenate(parts)
 
 
 def read(judge: Judge, videos_NTHWC: np.ndarray) -> dict[str, np.ndarray]:
@@ -211,7 +207,7 @@ def read(judge: Judge, videos_NTHWC: np.ndarray) -> dict[str, np.ndarray]:
   place = _locate(grey_NTHW, judge.crop)
   clear_NT = place["clear"]
   crops = _crop(grey_NTHW, place["centroid"], judge.crop)
-  scores, _ = _apply(judge.params, crops.reshape(N * T, *crops.shape[2:]))
+  scores = _apply(judge.params, crops.reshape(N * T, *crops.shape[2:]))
   log_probs = np.asarray(jax.nn.log_softmax(scores)).reshape(N, T, -1)
   total_NK = (log_probs * clear_NT[..., None]).sum(1)
   velocity, error = _motion(place["centroid"], clear_NT)

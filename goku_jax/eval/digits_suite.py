@@ -3,7 +3,8 @@
 Five sets of clips are judged alike: `generated` from the prompts of pairs seen
 in training, `held_out_pairs` from those that never were, `real` held-out clips
 (the ceiling), the same `reconstructed` by the autoencoder, and clips of an
-`untrained` model (the floor).
+`untrained` model (the floor). A model with classes is given the digit as its
+class too; one of classes alone cannot be asked for a motion, and is refused.
 """
 
 import functools
@@ -17,6 +18,7 @@ from goku_jax import job
 from goku_jax.data import digits as data
 from goku_jax.data import schema, video_io
 from goku_jax.eval import digits
+from goku_jax.flow import noise
 from goku_jax.models import vae
 from goku_jax.sample import codec as codecs
 from goku_jax.sample import draw, restore
@@ -49,10 +51,14 @@ def run(
   canvas, num_frames = run.config.sample.size[0], run.config.sample.num_frames
   if num_frames < 5:
     raise UserError(f"the run's clips of {num_frames} frames show no motion")
+  if not run.model.text_config:
+    raise UserError(
+      "this model reads no text, and the suite asks for motion in words: judge"
+      " one of condition=text or both"
+    )
   if num_videos < 1:
     raise UserError(f"evals.digits.num_videos={num_videos}: set 1 or more")
-  if seed < 0:
-    raise UserError(f"evals.digits.seed={seed}: set 0 or more")
+  noise.check_seed(seed, "evals.digits.seed")
   judge = digits.train_judge(seed, canvas=canvas)
   print(f"judge accuracy on held-out glyphs {judge.accuracy:.4f}", flush=True)
   sampling = dict(
@@ -65,9 +71,14 @@ def run(
 
   def judged(model, num, pairs):
     asked = requests(num, pairs)
+    captions, digit, *_ = map(list, zip(*asked, strict=True))
     with job.Progress(num, 0, pairs) as progress:
       videos = draw.draw(
-        model, [a[0] for a in asked], progress=progress.update, **sampling
+        model,
+        captions,
+        labels=digit if model.model.config.num_classes else None,
+        progress=progress.update,
+        **sampling,
       )
     return videos, asked
 

@@ -9,7 +9,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-NOISE, TIME, DROP, POSTERIOR = range(4)  # what a draw is for
+from goku_jax.typing import UserError
+
+# What a draw is for. Sampling has noise of its own: by its place in a list and
+# a seed of 0 it would else start from what training paired with other data.
+NOISE, TIME, DROP, POSTERIOR, START = range(5)
+SEEDS = 2**32  # a larger seed gives the key of its remainder, silently
+
+
+def check_seed(seed: int, name: str = "seed"):
+  """Refuses seeds that are not what they seem."""
+  if not 0 <= seed < SEEDS:
+    raise UserError(f"{name}={seed}: set 0 or more, below 2^32")
 
 
 def sample_keys(

@@ -103,6 +103,10 @@ def make_goku(
     raise UserError(f"model: {error}; set fewer heads or a width") from error
   if text is not None:
     _check_heads("model.text", text)
+    if text.width % 2 or text.width < 4:  # sines and cosines of the place
+      raise UserError(
+        f"model.text.width={text.width}: set an even number, 4 or more"
+      )
   if config.remat not in transformer.REMAT:
     known = ", ".join(transformer.REMAT)
     raise UserError(f"model.remat={config.remat!r} is not one of {known}")

@@ -15,6 +15,8 @@ from jaxtyping import Array, Float, Int
 
 from goku_jax.models import attention, layers
 
+PIECE = 4  # bytes in a token
+
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
@@ -23,7 +25,6 @@ class TextConfig:
   width: int = 128
   depth: int = 2
   num_heads: int = 4
-  piece: int = 4  # bytes in a token
   dtype: Any = jnp.float32
 
 
@@ -46,12 +47,12 @@ class ByteEncoder(nn.Module):
   ) -> Float[Array, "B S E"]:
     """Padding (segment 0) comes back as whatever the norms make of it."""
     cfg = self.config
-    place = jnp.arange(cfg.piece)
+    place = jnp.arange(PIECE)
     byte_BSp = (text_ids_BS[..., None] >> (8 * place)) & 255
     x_BSE = nn.Embed(
-      256 * cfg.piece,
+      256 * PIECE,
       cfg.width,
-      embedding_init=nn.initializers.normal(cfg.piece**-0.5),
+      embedding_init=nn.initializers.normal(PIECE**-0.5),
       name="bytes",
     )(byte_BSp + 256 * place).sum(-2)
     x_BSE += layers.timestep_features(text_positions_BS / 1000.0, cfg.width)

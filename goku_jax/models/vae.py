@@ -153,9 +153,18 @@ class VAE(nn.Module):
     return video, mean, logvar
 
   def latent_shape(self, video_shape) -> tuple[int, ...]:
-    """`[B, t, h, w, c]` of a clip `[B, T, H, W, C]`."""
+    """`[B, t, h, w, c]` of a clip `[B, T, H, W, C]`.
+
+    Raises:
+      UserError: the stride does not divide it, its first frame left aside.
+    """
     B, T, H, W, _ = video_shape
     t, h, w = self.config.stride
+    if (T - 1) % t or H % h or W % w:
+      raise UserError(
+        f"a clip of {T} frames of {H}x{W} pixels does not fit the autoencoder's"
+        f" stride: set {t}k+1 frames and sides that {h}x{w} divides"
+      )
     return B, (T - 1) // t + 1, H // h, W // w, self.config.latent_channels
 
 

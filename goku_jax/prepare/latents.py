@@ -22,10 +22,15 @@ def prepare(config, workdir) -> dict:
     return _summary(sources.Latents(folder))
   model, sizes, params, step = load_vae(**config.vae)
   raw = digits.Digits(seed=config.seed, **config.data.digits)
+  # Refuses what the stride does not divide.
+  model.latent_shape((1, raw.num_frames, raw.canvas, raw.canvas, 3))
   writer = sources.ShardWriter(
     folder,
     records_per_shard=config.records_per_shard,
-    about={"vae": {"workdir": config.vae.workdir, "step": step}},
+    about={
+      "vae": {"workdir": config.vae.workdir, "step": step},
+      "num_classes": raw.num_classes,
+    },
   )
   job.save_config(folder, config)
   if len(writer):

@@ -6,9 +6,9 @@
 One frame is an image (--num_frames=1 --out=x.png). --prompts=FILE takes one
 prompt a line and --out a folder. A model with classes takes --class_label=N
 beside the prompt, or in its place where it reads no text. What is not given is
-as the run's own config has it (`sample`). The same seed gives the same bytes;
-prompt i of a file has noise of its own. Files carry prompt, seed and settings
-as metadata.
+as the run's own config has it (`sample`); solver and fps it does not hold. The
+same seed gives the same bytes; prompt i of a file has noise of its own. Files
+carry prompt, seed and settings as metadata.
 """
 
 import pathlib
@@ -33,7 +33,9 @@ flags.DEFINE_float(
 )
 flags.DEFINE_string("solver", "euler", "euler or heun")
 flags.DEFINE_float("shift", None, f"above 1: more steps near noise{OF_RUN}")
-flags.DEFINE_integer("seed", 0, "of the noise", lower_bound=0)
+flags.DEFINE_integer(
+  "seed", None, f"of the noise{OF_RUN}", lower_bound=0, upper_bound=2**32 - 1
+)
 flags.DEFINE_integer("fps", 8, "frames per second", lower_bound=1)
 flags.DEFINE_integer("upscale", 1, "pixels a side for each", lower_bound=1)
 flags.DEFINE_integer("step", None, "checkpoint; the newest whole by default")
@@ -44,7 +46,6 @@ def main(
   workdir,
   out,
   solver,
-  seed,
   fps,
   upscale,
   weights,
@@ -57,6 +58,7 @@ def main(
   num_steps=None,
   guidance_scale=None,
   shift=None,
+  seed=None,
   step=None,
 ):
   """Returns the files written."""
@@ -71,9 +73,10 @@ def main(
     num_steps=num_steps,
     guidance_scale=guidance_scale,
     shift=shift,
+    seed=seed,
   )
   settings = {k: trained[k] if v is None else v for k, v in given.items()}
-  settings |= dict(solver=solver, seed=seed)
+  settings["solver"] = solver
   files = requests.name_files(
     out, captions, settings["num_frames"], many=bool(prompts)
   )

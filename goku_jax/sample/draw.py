@@ -1,8 +1,11 @@
 """Captions to videos with the model of a run."""
 
+import math
+
 import numpy as np
 
-from goku_jax.data import packing
+from goku_jax.data import packing, schema
+from goku_jax.flow import noise
 from goku_jax.flow import solver as solvers
 from goku_jax.sample import codec as codecs
 from goku_jax.sample import requests
@@ -28,33 +31,20 @@ def draw(
   """Videos uint8 `[T, H, W, 3]` of captions; `size` as trained by default.
 
   Raises:
-    UserError: a size, a setting, a caption or a class label that the model
-      does not take.
+    UserError: as `check`.
   """
-  requests.check_condition(run.model, captions, labels)
-  requests.check_frames(num_frames)
-  for caption in captions:
-    requests.check_length(caption, run.config.data.max_text)
-  if solver not in solvers.SOLVERS:
-    raise UserError(f"solver={solver!r} is not one of {list(solvers.SOLVERS)}")
-  if num_steps < 1:
-    raise UserError(f"num_steps={num_steps}: set 1 or more")
-  if not shift > 0:
-    raise UserError(f"shift={shift}: set a number above 0")
-  height, width = (
-    given or trained
-    for given, trained in zip(size, run.config.sample.size, strict=True)
+  shape = check(
+    run,
+    captions,
+    labels=labels,
+    num_frames=num_frames,
+    num_steps=num_steps,
+    guidance_scale=guidance_scale,
+    seed=seed,
+    solver=solver,
+    shift=shift,
+    size=size,
   )
-  for name, pixels, stride, patch in zip(
-    ("height", "width"),
-    (height, width),
-    run.codec.stride[1:],
-    run.model.config.patch_size[1:],
-    strict=True,
-  ):
-    if pixels < 1 or pixels % (stride * patch):
-      raise UserError(f"{name}={pixels} is not a multiple of {stride * patch}")
-  shape = codecs.latent_shape(run.codec, num_frames, height, width)
   latents = sample_latents(
     run.model,
     run.params,
@@ -71,3 +61,53 @@ def draw(
     progress=progress,
   )
   return codecs.decode(run.codec, latents)
+
+
+def check(
+  run: Restored,
+  captions: list[str],
+  *,
+  labels: list[int] | None,
+  num_frames: int,
+  num_steps: int,
+  guidance_scale: float,
+  seed: int,
+  solver: str = "euler",
+  shift: float = 1.0,
+  size: tuple = (None, None),
+) -> tuple[int, int, int, int]:
+  """The shape of the latents that `draw` draws, which needs no parameters.
+
+  Raises:
+    UserError: a size, a setting, a caption or a class label that the model
+      does not take.
+  """
+  if not captions:
+    raise UserError("there is nothing to draw: give a prompt or a class label")
+  requests.check_condition(run.model, captions, labels)
+  schema.check_frames(num_frames)
+  for caption in captions:
+    requests.check_length(caption, run.config.data.max_text)
+  if solver not in solvers.SOLVERS:
+    raise UserError(f"solver={solver!r} is not one of {list(solvers.SOLVERS)}")
+  if num_steps < 1:
+    raise UserError(f"num_steps={num_steps}: set 1 or more")
+  if not math.isfinite(guidance_scale):
+    raise UserError(f"guidance_scale={guidance_scale}: set a finite number")
+  if not 0 < shift < math.inf:
+    raise UserError(f"shift={shift}: set a number above 0")
+  noise.check_seed(seed)
+  height, width = (
+    trained if given is None else given
+    for given, trained in zip(size, run.config.sample.size, strict=True)
+  )
+  for name, pixels, stride, patch in zip(
+    ("height", "width"),
+    (height, width),
+    run.codec.stride[1:],
+    run.model.config.patch_size[1:],
+    strict=True,
+  ):
+    if pixels < 1 or pixels % (stride * patch):
+      raise UserError(f"{name}={pixels} is not a multiple of {stride * patch}")
+  return codecs.latent_shape(run.codec, num_frames, height, width)

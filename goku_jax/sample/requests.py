@@ -3,7 +3,7 @@
 import pathlib
 
 from goku_jax import job
-from goku_jax.data import tokenize, video_io
+from goku_jax.data import schema, tokenize, video_io
 from goku_jax.typing import UserError
 
 
@@ -71,7 +71,8 @@ def check_condition(model, prompts: list[str], labels: list[int] | None):
       )
   if not model.text_config and any(prompts):
     raise UserError("this model reads no text: give class_label, no prompt")
-  if num_classes and not model.text_config and labels is None:
+  # With text too: training drops both or none, never the class alone.
+  if num_classes and labels is None:
     raise UserError(f"give class_label, one of 0 to {num_classes - 1}")
   if model.text_config and not all(prompts):
     raise UserError("this model reads text: give a prompt")
@@ -81,23 +82,13 @@ def check_condition(model, prompts: list[str], labels: list[int] | None):
     )
 
 
-def check_frames(num_frames: int):
-  """Refuses lengths that no clip has; clips have 4k+1 frames."""
-  if num_frames < 1 or num_frames % 4 != 1:
-    below = max(1, (num_frames - 1) // 4 * 4 + 1)
-    raise UserError(
-      f"num_frames={num_frames} is not 4k+1: the nearest are {below} and"
-      f" {below + 4}"
-    )
-
-
 def name_files(out: str, prompts: list[str], num_frames: int, *, many: bool):
   """The file of each prompt: `out` itself, or numbered ones in that folder.
 
   Raises:
     UserError: the frames are not 4k+1, or `out` cannot be written.
   """
-  check_frames(num_frames)
+  schema.check_frames(num_frames)
   suffix = ".png" if num_frames == 1 else ".mp4"
   if many:
     names = (f"{i:04d}{suffix}" for i in range(len(prompts)))

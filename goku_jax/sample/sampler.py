@@ -125,7 +125,7 @@ def _integrate(
 ):
   """Tokens at t = 1 of a batch of packs."""
   keys_BG = noise.sample_keys(
-    rng, noise.NOISE, batch["sample_index_BG"], batch["visit_BG"]
+    rng, noise.START, batch["sample_index_BG"], batch["visit_BG"]
   )
   noise_BLP = noise.grid_normal(
     keys_BG,

@@ -4,7 +4,9 @@
 
 Started again with the same workdir, it goes on from the newest checkpoint.
 The workdir receives config.json, checkpoints/, metrics.jsonl, tensorboard/,
-shown/ (pictures and videos at fixed prompts and seeds) and first_batch.png.
+shown/ (pictures and videos at fixed prompts and seeds) and first_batch.png; a
+run on latents keeps their autoencoder (vae/) and manifest (latents.json), so
+they may move, but it goes on with no others.
 """
 
 import time
@@ -20,7 +22,10 @@ def main(config, workdir):
       f"config.stage={config.get('stage')!r} is not trained: use flow or vae"
     )
   job.check_workdir(
-    workdir, config, same=("stage", "seed", "model", "data", "loss", "optim")
+    workdir,
+    config,
+    same=("stage", "seed", "model", "data", "loss", "optim"),
+    moves=("data.path",),
   )
   if config.optim.schedule == "cosine":
     job.check_workdir(

@@ -1,23 +1,26 @@
 """The joint flow model: packs of latents, or of pixels, with captions."""
 
 import functools
+import json
 import pathlib
 import shutil
 
 import jax
 import numpy as np
 
-from goku_jax import costs
+from goku_jax import costs, files
 from goku_jax.data import digits, packing, pipeline, sources
 from goku_jax.models import attention
 from goku_jax.parallel.attention import shard_attention
 from goku_jax.parallel.batch import check_rows
 from goku_jax.sample import codec as codecs
-from goku_jax.sample import requests
-from goku_jax.sample.restore import init_params, make_model
-from goku_jax.sample.sampler import sample_latents
+from goku_jax.sample import draw
+from goku_jax.sample.restore import Restored, init_params, make_model
 from goku_jax.train.flow_loss import make_loss
 from goku_jax.train.task import Task
+from goku_jax.typing import UserError
+
+LATENTS = "latents.json"  # in the workdir: the manifest of its latents
 
 
 def make_task(config, mesh) -> Task:
@@ -32,9 +35,14 @@ def make_task(config, mesh) -> Task:
     codec = codecs.Codec()
   attention_fn = shard_attention(attention.segment_attention, mesh)
   model = make_model(config, codec, attention_fn=attention_fn)
+  _check_conditions(model, source)
   patch_size = tuple(model.config.patch_size)
-  prompts, labels = _asked(config.sample)
-  requests.check_condition(model, prompts, labels)
+  run = Restored(config, make_model(config, codec), None, codec, 0)
+  prompts, asked = _asked(config.sample)
+  try:
+    draw.check(run, prompts, **asked)
+  except UserError as error:
+    raise UserError(f"config.sample: {error}") from error
   planner = packing.Planner(
     source.sizes(patch_size, data.max_text),
     capacity=packing.Capacity(**data.pack),
@@ -55,22 +63,49 @@ def make_task(config, mesh) -> Task:
       host_count=jax.process_count(),
     ),
     work=functools.partial(_work, model.config),
-    show=functools.partial(
-      _show, make_model(config, codec), codec, config, prompts, labels
-    ),
-    captions=[
-      prompt if labels is None else f"class {labels[i]} {prompt}".strip()
-      for i, prompt in enumerate(prompts)
-    ],
+    show=functools.partial(_show, run, prompts, asked),
+    captions=_captions(prompts, asked["labels"]),
     picture=functools.partial(_picture, codec, patch_size),
-    settle=functools.partial(_copy_codec, data.path),
+    settle=functools.partial(_settle, data.path),
   )
 
 
-def _copy_codec(path, workdir):
-  """Copies the latents' autoencoder to the workdir, which may then travel."""
-  folder = pathlib.Path(workdir) / codecs.FOLDER
-  if path and not folder.exists():
+def _check_conditions(model, source):
+  """Refuses a model that the source's captions or classes do not steer."""
+  cfg = model.config
+  if cfg.text_width and not model.text_config:
+    raise UserError(
+      f"the model reads text embeddings of width {cfg.text_width} and the data"
+      " has none: set model.text, or another model.variant"
+    )
+  if 0 < cfg.num_classes < source.num_classes:
+    raise UserError(
+      f"model.num_classes={cfg.num_classes} and the data has"
+      f" {source.num_classes} classes: set that, or more"
+    )
+
+
+def _settle(path, workdir):
+  """Copies the autoencoder and the manifest of the latents to the workdir.
+
+  The run may then travel without them; and they may move, but not change.
+
+  Raises:
+    UserError: the run began with other latents.
+  """
+  if not path:
+    return
+  given, kept = pathlib.Path(path) / sources.MANIFEST, workdir / LATENTS
+  if not kept.exists():
+    files.write_whole(kept, given.read_bytes())
+  shards = lambda file: json.loads(file.read_text())["shards"]
+  if shards(given) != shards(kept):  # with their digests
+    raise UserError(
+      f"--config.data.path={path} holds other latents than this run began with:"
+      " give those, or choose another --workdir"
+    )
+  folder = workdir / codecs.FOLDER
+  if not folder.exists():
     partial = folder.with_suffix(".partial")  # a kill may cut the copy short
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(pathlib.Path(path) / codecs.FOLDER, partial)
@@ -97,32 +132,24 @@ def _work(cfg, batch) -> tuple[float, int]:
 
 
 def _asked(sample):
-  """The prompts and class labels of a config as sampling takes them."""
-  prompts, labels = list(sample.prompts), list(sample.class_labels)
-  return prompts or [""] * len(labels), labels or None
+  """The prompts of a config and what else `draw` takes of it."""
+  asked = sample.to_dict()
+  prompts, labels = (list(asked.pop(k)) for k in ("prompts", "class_labels"))
+  return prompts or [""] * len(labels), {"labels": labels or None, **asked}
 
 
-def _show(model, codec, config, prompts, labels, params, ema):
+def _captions(prompts, labels):
+  """What the videos of `_show` are called."""
+  if labels is None:
+    return prompts
+  pairs = zip(labels, prompts, strict=True)
+  return [f"class {label} {prompt}".strip() for label, prompt in pairs]
+
+
+def _show(run, prompts, asked, params, ema):
   """Fixed prompts, labels and seeds, drawn by raw and averaged parameters."""
-  sample = config.sample.to_dict()
-  del sample["prompts"], sample["class_labels"]
-  shape = codecs.latent_shape(
-    codec, sample.pop("num_frames"), *sample.pop("size")
-  )
-  draw = lambda tree: codecs.decode(
-    codec,
-    sample_latents(
-      model,
-      tree,
-      prompts,
-      [shape] * len(prompts),
-      labels=labels,
-      capacity=packing.Capacity(**config.data.pack),
-      max_text=config.data.max_text,
-      **sample,
-    ),
-  )
-  return {"raw": draw(params), "ema": draw(ema)}
+  by = lambda tree: draw.draw(run._replace(params=tree), prompts, **asked)
+  return {"raw": by(params), "ema": by(ema)}
 
 
 def _picture(codec, patch_size, batch):

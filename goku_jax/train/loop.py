@@ -5,6 +5,7 @@ the data moves only after saving. So step k of the data is batch k of the run,
 whoever computes it and however often it was stopped.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -15,6 +16,7 @@ import jax
 
 from goku_jax import checkpoint, costs, job
 from goku_jax.data import video_io
+from goku_jax.flow import noise
 from goku_jax.parallel import batch as batches
 from goku_jax.parallel import mesh as meshes
 from goku_jax.parallel import rules
@@ -37,7 +39,7 @@ def train(config, workdir) -> dict:
   task = TASKS[config.stage](config, mesh)
   rng = jax.random.key(config.seed)
   tx = make_optimizer(total_steps=config.total_steps, **config.optim)
-  peak, _ = costs.peak_flops()  # may time one device, so outside of the mesh
+  peak = costs.peak_flops()  # may time one device, so outside of the mesh
   with meshes.use(mesh):
     state, placed = _init_or_restore(config, workdir, mesh, task, tx, rng)
     step_fn = jax.jit(
@@ -59,22 +61,25 @@ def train(config, workdir) -> dict:
         workdir / "checkpoints", keep=config.keep
       ) as ckpt,
     ):
-      if jax.process_index() == 0:  # all that may refuse the config has
-        job.save_config(workdir, config)
+      if _writes():  # all else that may refuse has
         task.settle(workdir)
+        job.save_config(workdir, config)
+      if first >= config.total_steps:
+        return {"step": first, **_last_metrics(workdir)}
       state, metrics = _loop(
         config, workdir, mesh, task, state, step_fn, rng, ckpt, preempted, peak
       )
       ckpt.wait()
   # Private, but chex.assert_max_traces counts traces alone: a state that comes
   # back placed otherwise compiles again without one.
-  if config.total_steps > first and step_fn._cache_size() != 1:
+  if step_fn._cache_size() != 1:
     raise RuntimeError(f"the step compiled {step_fn._cache_size()} times")
   return {"step": int(state.step), **metrics}
 
 
 def _check(config):
   """Refuses numbers of the loop's own that it cannot follow."""
+  noise.check_seed(config.seed)
   for name in POSITIVE:
     if config[name] < 1:
       raise UserError(f"{name}={config[name]}: set 1 or more")
@@ -101,6 +106,11 @@ def _init_or_restore(config, workdir, mesh, task, tx, rng):
   return TrainState(**trees), placed
 
 
+def _writes() -> bool:
+  """Whether this process writes what all of them compute."""
+  return jax.process_index() == 0
+
+
 def _trees(state: TrainState) -> dict:
   """The state as named trees: evaluation restores one of them alone."""
   return {name: getattr(state, name) for name in TREES}
@@ -110,16 +120,14 @@ def _loop(
   config, workdir, mesh, task, state, step_fn, rng, ckpt, preempted, peak
 ):
   """Runs the remaining steps; returns the last state and metrics."""
-  first = int(state.step)
-  total = config.total_steps
-  if first >= total:
-    return state, _last_metrics(workdir)
+  first, total = int(state.step), config.total_steps
   data = task.batches(first)
+  writing = job.Writers(workdir, first) if _writes() else None
   with (
-    job.Writers(workdir, first) as writers,
+    writing or contextlib.nullcontext() as writers,
     job.Progress(total, first, config.stage) as progress,
   ):
-    report = Reporter(config, writers, progress, peak)
+    report = Reporter(config, writers, progress, peak, first)
     for step in range(first, total + 1):
       is_last, is_new = step == total, step > first
       stop = is_new and not is_last and preempted()
@@ -127,18 +135,21 @@ def _loop(
       save = is_last or stop or (is_new and step % config.save_every_steps == 0)
       if show or save:
         report.flush()
-      if show:
-        _show(workdir, task, state, step, writers)
+      if is_last and writers:  # a run that is saved to its end is done
+        _draw_curves(workdir)
       if save:
         ckpt.save(step, _trees(state), {"step": step})
+      if show:  # after the save, which what goes wrong here may not cost
+        _show(workdir, task, state, step, writers)
       if stop:
         ckpt.wait()
         raise job.Preempted(f"saved at step {step}; run it again to go on")
       if is_last:
-        _draw_curves(workdir)
         return state, report.latest
+      if show or save:
+        report.restart_clock()
       local = next(data)
-      if step == 0:
+      if step == 0 and writers:
         rows = [task.picture(local)]
         captions = [["first batch"] * len(rows[0])]
         video_io.contact_sheet(rows, captions, workdir / "first_batch.png")
@@ -155,11 +166,15 @@ class Reporter:
   so at most two are in flight.
   """
 
-  def __init__(self, config, writers, progress, peak):
+  def __init__(self, config, writers, progress, peak, first):
     self.every, self.last = config.log_every_steps, config.total_steps - 1
     self.writers, self.progress = writers, progress
-    self.peak = peak
+    self.peak, self.first = peak, first
     self.latest, self.pending = {}, None
+    self.restart_clock()
+
+  def restart_clock(self):
+    """Leaves what was done since the last step out of the next one's rate."""
     self.clock = time.perf_counter()
 
   def add(self, step, metrics, flops, tokens):
@@ -182,17 +197,14 @@ class Reporter:
     metrics = {k: v for k, v in metrics.items() if not math.isnan(v)}
     now = time.perf_counter()
     seconds, self.clock = now - self.clock, now
-    hosts = jax.process_count()
-    metrics["tokens_per_second"] = tokens * hosts / seconds
-    metrics["mfu"] = costs.mfu(flops * hosts, seconds, self.peak)
-    self.progress.update(
-      step + 1,
-      loss=metrics["loss"],
-      tokens_per_second=metrics["tokens_per_second"],
-      mfu=metrics["mfu"],
-    )
+    if step > self.first:  # which compiled
+      hosts = jax.process_count()
+      metrics["tokens_per_second"] = tokens * hosts / seconds
+      metrics["mfu"] = costs.mfu(flops * hosts, seconds, self.peak)
+    shown = ("loss", "tokens_per_second", "mfu")
+    self.progress.update(step + 1, **{k: metrics.get(k) for k in shown})
     self.latest = metrics
-    if step % self.every == 0 or step == self.last:
+    if self.writers and (step % self.every == 0 or step == self.last):
       self.writers.write_scalars(step, metrics)
 
 
@@ -223,6 +235,8 @@ def _draw_curves(workdir):
 def _show(workdir, task, state, step, writers):
   """What raw and averaged parameters draw, side by side: picture and film."""
   shown = task.show(state.params, state.ema)
+  if not writers:
+    return
   rows = [list(row) for row in zip(*shown.values(), strict=True)]
   captions = [[f"{name}: {c}" for name in shown] for c in task.captions]
   path = workdir / "shown" / f"{step:08d}.png"

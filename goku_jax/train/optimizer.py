@@ -42,7 +42,18 @@ def make_optimizer(
   weight_decay: float,
   clip_norm: float,
 ) -> optax.GradientTransformation:
-  """The update rule; the paper gives none, so every value is the config's."""
+  """The update rule; the paper gives none, so every value is the config's.
+
+  Raises:
+    UserError: a value with which no step learns.
+  """
+  for name, decay in (("b1", b1), ("b2", b2)):
+    if not 0 <= decay < 1:
+      raise UserError(f"optim.{name}={decay}: set 0 or more, below 1")
+  if not weight_decay >= 0:
+    raise UserError(f"optim.weight_decay={weight_decay}: set 0 or more")
+  if not clip_norm > 0:
+    raise UserError(f"optim.clip_norm={clip_norm}: set a number above 0")
   return optax.chain(
     optax.clip_by_global_norm(clip_norm),
     optax.adamw(

@@ -18,5 +18,6 @@ class Task(NamedTuple):
   captions: list[str]  # of the videos that each of them shows
   # host's batch -> the videos in it, decoded back
   picture: Callable[[dict], list[np.ndarray]]
-  # workdir -> None; leaves there what samplers need beside the checkpoints
+  # workdir -> None; leaves there what samplers need beside the checkpoints, and
+  # refuses to go on with other data
   settle: Callable[[Any], None]

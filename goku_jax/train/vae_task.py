@@ -12,14 +12,19 @@ from goku_jax.parallel.batch import check_rows
 from goku_jax.sample.codec import to_uint8
 from goku_jax.train.task import Task
 from goku_jax.train.vae_loss import KINDS, vae_loss
+from goku_jax.typing import UserError
 
 
 def make_task(config, mesh) -> Task:
   """The autoencoder of a config."""
   counts = {name: config.data[name] for name in ("num_clips", "num_images")}
   check_rows(mesh, config.micro_batches, **counts)
+  if not config.data.num_clips:
+    raise UserError("data.num_clips=0: set 1 or more, pictures show clips")
   model = vae.make_vae(**config.model)
   raw = digits.Digits(seed=config.seed, **config.data.digits)
+  # Refuses what the stride does not divide.
+  model.latent_shape((1, raw.num_frames, raw.canvas, raw.canvas, 3))
   batches = functools.partial(
     pipeline.vae_batches,
     raw,

@@ -117,7 +117,10 @@ def test_captions_say_what_is_there():
   [
     ({"canvas": 16}, "set 32 or more, or num_frames=9 or less"),
     ({"canvas": 8, "num_frames": 1}, "needs a canvas of 16"),
-    ({"num_frames": 0}, "num_frames=0: set 1 or more"),
+    ({"num_frames": 0}, "num_frames=0 is not 4k.1: the nearest are 1 and 5"),
+    ({"num_frames": 16}, "num_frames=16 .* nearest are 13 and 17"),
+    ({"canvas": 22}, "set 32 or more, or num_frames=9 or less"),
+    ({"num_samples": 0}, "num_samples=0: set 1 or more"),
     ({"split": "val"}, "is not one of train, test"),
     ({"pairs": "all"}, "set split=test"),
     ({"image_share": 1.5}, "between 0 and 1"),

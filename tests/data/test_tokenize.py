@@ -17,11 +17,17 @@ TEXTS = [
 ]
 
 
+def decode(ids):
+  """The text of token ids; a character cut in two becomes U+FFFD."""
+  pieces = np.asarray([i for i in ids if i != tokenize.EOS], "<i4").tobytes()
+  return pieces.replace(b"\0", b"").decode(errors="replace")
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_decode_is_the_inverse_of_encode(text):
   ids = tokenize.encode(text)
   assert ids.dtype == np.int32
-  assert tokenize.decode(ids) == text
+  assert decode(ids) == text
 
 
 def test_any_text_comes_back():
@@ -30,7 +36,7 @@ def test_any_text_comes_back():
   for length in range(60):
     text = "".join(rng.choice(letters, length))
     ids = tokenize.encode(text)
-    assert tokenize.decode(ids) == text
+    assert decode(ids) == text
     assert (ids == tokenize.EOS).sum() == 1
     assert ids[-1] == tokenize.EOS
 
@@ -57,11 +63,11 @@ def test_no_two_texts_share_their_tokens():
 def test_a_long_text_is_cut_and_still_ends():
   ids = tokenize.encode("abcdef", 2)
   assert ids[-1] == tokenize.EOS
-  assert tokenize.decode(ids) == "abcd"
+  assert decode(ids) == "abcd"
   whole = tokenize.encode("abcdef")
   np.testing.assert_array_equal(tokenize.encode("abcdef", 3), whole)
   assert len(tokenize.encode("five " * 2000, 64)) == 64
-  assert tokenize.decode(tokenize.encode("五五", 2)) == "五\ufffd"
+  assert decode(tokenize.encode("五五", 2)) == "五\ufffd"
   np.testing.assert_array_equal(tokenize.encode("五", 1), [tokenize.EOS])
 
 

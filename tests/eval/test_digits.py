@@ -36,12 +36,15 @@ def test_the_judge_reads_held_out_glyphs(judge):
 
 def test_the_judge_is_trained_on_training_glyphs_alone(monkeypatch):
   seen = []
-  glyph_indices = source.glyph_indices
+  glyph_indices, step = source.glyph_indices, digits._step
   monkeypatch.setattr(
     source, "glyph_indices", lambda s: seen.append(s) or glyph_indices(s)
   )
-  digits.glyph_crops("train", 0, 32)
-  assert seen == ["train"]
+  monkeypatch.setattr(
+    digits, "_step", lambda *args: seen.append("step") or step(*args)
+  )
+  digits.train_judge(num_steps=3)
+  assert seen == ["train", "step", "step", "step", "test"]
   assert not set(glyph_indices("train")) & set(glyph_indices("test"))
 
 

@@ -13,6 +13,7 @@ from goku_jax import job
 from goku_jax.data import digits as data
 from goku_jax.data import video_io
 from goku_jax.eval import digits, digits_suite
+from goku_jax.models import goku
 from goku_jax.sample import restore
 from goku_jax.sample.codec import Codec
 from tests import runs
@@ -35,6 +36,33 @@ def report(tmp_path_factory):
       run, out, num_videos=4, seed=0, started=time.time() - 1000, **SAMPLING
     )
   return out, result
+
+
+def run_with_classes(**sizes):
+  model = goku.make_goku(
+    "debug", num_classes=10, latent_channels=3, patch_size=runs.PATCH, **sizes
+  )
+  return restore.Restored(runs.read_config(), model, None, Codec(), 7)
+
+
+def test_a_model_with_classes_is_given_the_digit(monkeypatch, tmp_path):
+  class DrawnError(Exception):
+    pass
+
+  def draw(run, captions, *, labels, **_):
+    words = [data.WORDS[label] for label in labels]
+    assert all(map(str.__contains__, captions, words))
+    raise DrawnError
+
+  monkeypatch.setattr(digits_suite.draw, "draw", draw)
+  train_judge = functools.partial(digits.train_judge, num_steps=1)
+  monkeypatch.setattr(digits, "train_judge", train_judge)
+  run = run_with_classes(text=dict(width=32, depth=1, num_heads=2))
+  more = dict(num_videos=4, seed=0, started=0.0)
+  with pytest.raises(DrawnError):
+    digits_suite.run(run, tmp_path, **more, **SAMPLING)
+  with pytest.raises(job.UserError, match="this model reads no text"):
+    digits_suite.run(run_with_classes(), tmp_path, **more, **SAMPLING)
 
 
 @pytest.mark.parametrize("pairs", ["train", "held_out"])

@@ -48,7 +48,7 @@ def test_sample_visit_position_purpose_and_seed_each_give_other_noise():
     draw([[1, 2]], [[0, 0]]),
     draw([[1, 2]], [[1, 1]]),
     draw([[0, 0]], [[1, 2]]),  # sample and visit do not trade places
-    *(draw([[1, 2]], [[0, 0]], purpose) for purpose in range(1, 4)),
+    *(draw([[1, 2]], [[0, 0]], purpose) for purpose in range(1, 5)),
     draw([[1, 2]], [[0, 0]], rng=jax.random.key(1)),
   ]
   rows = np.stack(draws).reshape(-1, 4)

@@ -5,6 +5,7 @@ Jobs run as their users run them, each in a process of its own on one device.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,8 +99,7 @@ def test_prepare_writes_what_it_says(latents, vae):
   assert before == {p: p.stat().st_mtime_ns for p in latents.glob("shard-*")}
 
 
-def test_a_killed_prepare_goes_on_to_the_same_bytes(vae, tmp_path):
-  whole, killed = tmp_path / "whole", tmp_path / "killed"
+def test_a_prepare_that_was_stopped_goes_on_to_the_same_bytes(vae, tmp_path):
   job = [
     "prepare",
     f"--config={CONFIG}:stage=prepare,debug",
@@ -107,24 +107,30 @@ def test_a_killed_prepare_goes_on_to_the_same_bytes(vae, tmp_path):
     "--config.data.digits.num_samples=3000",
     "--config.records_per_shard=100",
   ]
-  run(*job, f"--workdir={whole}")
-  process = start(*job, f"--workdir={killed}")
-  while not (killed / "shard-00001.json").exists():
-    assert process.poll() is None
-    time.sleep(0.001)
-  os.kill(process.pid, signal.SIGKILL)
-  process.communicate()
-  assert process.returncode == -signal.SIGKILL
-  assert not (killed / "manifest.json").exists()
-  first = killed / "shard-00000.array_record"
-  written = first.stat().st_mtime_ns
-  out, _ = run(*job, f"--workdir={killed}")
-  assert "goes on from record" in out
-  assert first.stat().st_mtime_ns == written
+  run(*job, f"--workdir={tmp_path / 'whole'}")
   files = lambda f: {
     p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()
   }
-  assert files(killed) == files(whole)
+  for asked, status in (
+    (signal.SIGKILL, -signal.SIGKILL),
+    (signal.SIGTERM, 75),
+  ):
+    folder = tmp_path / asked.name
+    process = start(*job, f"--workdir={folder}")
+    while not (folder / "shard-00001.json").exists():
+      assert process.poll() is None
+      time.sleep(0.001)
+    process.send_signal(asked)
+    _, err = process.communicate()
+    assert process.returncode == status
+    assert (b"preempted: what is whole is kept" in err) == (status == 75)
+    assert not (folder / "manifest.json").exists()
+    first = folder / "shard-00000.array_record"
+    written = first.stat().st_mtime_ns
+    out, _ = run(*job, f"--workdir={folder}")
+    assert "goes on from record" in out
+    assert first.stat().st_mtime_ns == written
+    assert files(folder) == files(tmp_path / "whole")
 
 
 def test_the_same_seed_draws_the_same_bytes(flow, tmp_path):
@@ -170,7 +176,7 @@ def test_what_is_not_asked_for_is_as_the_run_says(flow, tmp_path):
   run("sample", f"--workdir={flow}", f"--prompt={CAPTION}", f"--out={file}")
   sample = json.loads((flow / "config.json").read_text())["sample"]
   metadata = video_io.read_metadata(file)
-  for name in ("num_frames", "num_steps", "guidance_scale", "shift"):
+  for name in ("num_frames", "num_steps", "guidance_scale", "shift", "seed"):
     assert metadata[name] == sample[name]
 
 
@@ -211,6 +217,42 @@ def test_a_run_of_another_model_is_one_line(flow):
   assert process.returncode == 2
   assert b"data.path is" in err
   assert err.count(b"\n") == 1
+
+
+def test_latents_may_move_but_not_change(flow, latents, vae, tmp_path):
+  """Under the same path too, where another autoencoder may have written."""
+  place, run_dir = tmp_path / "place", tmp_path / "flow"
+  shutil.copytree(flow, run_dir)
+  shutil.copytree(latents, place)
+  again = [
+    "debug",
+    run_dir,
+    f"--config.data.path={place}",
+    "--config.model.patch_size=(1,1,1)",
+  ]
+  run_train(*again)
+  before = (run_dir / "config.json").read_bytes()
+  assert json.loads(before)["data"]["path"] == str(place)
+  shutil.rmtree(place)
+  run(
+    "prepare",
+    f"--config={CONFIG}:stage=prepare,debug",
+    f"--config.vae.workdir={vae}",
+    "--config.vae.step=2",
+    f"--workdir={place}",
+  )
+  process = start(
+    "train",
+    f"--config={CONFIG}:{again[0]}",
+    f"--workdir={run_dir}",
+    *SHORT,
+    *again[2:],
+  )
+  _, err = process.communicate(timeout=100)
+  assert process.returncode == 2, err
+  assert b"holds other latents than this run began with" in err
+  assert err.count(b"\n") == 1
+  assert (run_dir / "config.json").read_bytes() == before
 
 
 def test_a_refused_start_on_latents_leaves_an_empty_folder(latents, tmp_path):

@@ -82,6 +82,8 @@ def test_an_unknown_variant_is_refused_with_the_known_ones():
     (dict(dtype="float16"), "dtype='float16' is not one of float32, bfloat16"),
     (dict(remat="some"), "remat='some' is not one of none, dots, full"),
     (dict(text=TEXT | dict(num_heads=5)), "num_heads=5 does not divide"),
+    (dict(text=dict(width=33, num_heads=3)), "text.width=33: set an even"),
+    (dict(text=dict(width=2, num_heads=1)), "text.width=2: set an even"),
   ],
 )
 def test_sizes_that_cannot_be_built_are_refused_at_once(sizes, message):

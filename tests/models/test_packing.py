@@ -64,26 +64,29 @@ def test_place_in_the_pack_and_its_length_change_nothing(
     near(out, other)
 
 
-def sum_of_losses(model, params, args, kwargs):
-  """Each sample's mean square, summed over samples."""
+def sum_of_losses(model, params, counted_G, args, kwargs):
+  """Each sample's mean square, summed over the samples that are counted."""
   out = model.apply({"params": params}, *args, **kwargs)
   square_BL = jnp.square(out - 1).mean(-1)
   here_BLG = args[2][..., None] == jnp.arange(1, 5)
   total = jnp.einsum("BL,BLG->BG", square_BL, here_BLG)
-  return jnp.sum(total / jnp.maximum(here_BLG.sum(1), 1))
+  return jnp.sum(counted_G * total / jnp.maximum(here_BLG.sum(1), 1))
 
 
-def test_the_gradient_of_a_pack_is_the_sum_of_gradients_alone(
+def test_a_packed_sample_gets_the_gradient_it_gets_alone(
   debug_model, pack, samples
 ):
+  """Of the parameters, the others' losses masked; and the sum of all."""
   model, params = debug_model
   grad = jax.jit(
     jax.grad(lambda params, *batch: sum_of_losses(model, params, *batch))
   )
-  together = grad(params, *pack(samples))
-  alone = [grad(params, *pack([sample])) for sample in samples]
+  all_G, together = jnp.ones(4), pack(samples)
+  alone = [grad(params, all_G, *pack([sample])) for sample in samples]
+  for counted_G, expected in zip(jnp.eye(4), alone, strict=True):
+    jax.tree.map(near, grad(params, counted_G, *together), expected)
   total = jax.tree.map(lambda *grads: sum(grads), *alone)
-  jax.tree.map(lambda a, b: near(a, b, 2e-5), together, total)
+  jax.tree.map(near, grad(params, all_G, *together), total)
 
 
 def test_a_pack_mate_has_exactly_no_influence(debug_model, pack, samples):

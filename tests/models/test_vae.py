@@ -119,6 +119,12 @@ def test_clips_of_4k_plus_1_frames_make_k_plus_1_latents(frames, size):
   assert [x.shape for x in out] == [shape, expected, expected]
 
 
+@pytest.mark.parametrize("shape", [(6, 8, 8), (5, 10, 8), (5, 8, 10)])
+def test_a_clip_that_the_stride_does_not_divide_is_refused(shape):
+  with pytest.raises(UserError, match=r"set 4k.1 frames and sides that 4x4"):
+    MODEL.latent_shape((2, *shape, 3))
+
+
 def test_calling_adds_noise_of_the_posteriors_width(params, video):
   noise = jax.random.normal(jax.random.key(3), MODEL.latent_shape(video.shape))
   out, mean, logvar = apply({"params": params}, video, noise)

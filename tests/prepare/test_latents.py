@@ -70,6 +70,10 @@ def test_records_are_those_of_the_samples_in_order(encoder):
       np.testing.assert_allclose(records[i][key], one[0], atol=1e-4)
 
 
+def test_the_classes_are_known_without_reading_all(prepared):
+  assert sources.Latents(prepared[0]).num_classes == 10
+
+
 def test_a_finished_folder_is_left_as_it_is(encoder, prepared):
   folder, result = prepared
   before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
@@ -123,11 +127,16 @@ def test_a_start_that_is_refused_leaves_an_empty_folder(encoder, tmp_path):
   )
   with pytest.raises(job.UserError, match="canvas=8"):
     prepare_main.main(config, str(workdir))
-  config = runs.read_config(
-    "prepare", vae__workdir=str(encoder[0]), records_per_shard=0
-  )
-  with pytest.raises(job.UserError, match="records_per_shard=0: set 1"):
-    prepare_main.main(config, str(workdir))
+  for key, value, says in (
+    ("records_per_shard", 0, "records_per_shard=0: set 1"),
+    ("data.digits.num_frames", 6, "the nearest are 5 and 9"),
+    ("data.digits.canvas", 18, "18x18 pixels does not fit"),
+  ):
+    config = runs.read_config(
+      "prepare", vae__workdir=str(encoder[0]), **{key: value}
+    )
+    with pytest.raises(job.UserError, match=says):
+      prepare_main.main(config, str(workdir))
   assert not list(workdir.iterdir())
 
 

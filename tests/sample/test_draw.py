@@ -41,6 +41,7 @@ def test_videos_have_the_size_of_training_or_the_one_asked_for(run):
     ({"num_frames": 16}, "nearest are 13 and 17"),
     ({"size": (18, None)}, "height=18 is not a multiple of 4"),
     ({"size": (None, 2)}, "width=2 is not a multiple of 4"),
+    ({"size": (0, None)}, "height=0 is not a multiple of 4"),
     ({"solver": "rk4"}, "solver='rk4' is not one of"),
     ({"num_steps": 0}, "num_steps=0: set 1"),
     ({"shift": 0.0}, "shift=0.0: set"),

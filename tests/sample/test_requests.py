@@ -61,6 +61,7 @@ TEXT = dict(width=32, depth=1, num_heads=2)
     (dict(num_classes=10), [""], [10], "class_label=10 is not one of"),
     (dict(num_classes=10), [""], [-1], "class_label=-1 is not one of"),
     (dict(num_classes=10, text=TEXT), [""], [5], "reads text: give a prompt"),
+    (dict(num_classes=10, text=TEXT), ["five"], None, "give class_label, one"),
     (
       dict(num_classes=10, text=TEXT),
       ["a", "b"],
@@ -80,7 +81,6 @@ def test_conditions_that_a_model_takes_pass():
   text, both, none = dict(text=TEXT), dict(text=TEXT, num_classes=10), {}
   for sizes, prompt, labels in (
     (text, "five", None),
-    (both, "five", None),
     (both, "five", [9]),
     (dict(num_classes=10), "", [0]),
     (none, "", None),
@@ -95,16 +95,6 @@ def test_a_prompt_of_ten_thousand_characters_is_counted():
   ):
     requests.check_length("a" * 10_000, 32)
   requests.check_length("the digit five moves left", 32)
-
-
-@pytest.mark.parametrize(
-  ("num_frames", "nearest"),
-  [(16, (13, 17)), (0, (1, 5)), (-3, (1, 5)), (2, (1, 5)), (4, (1, 5))],
-)
-def test_frames_that_are_not_4k_1_name_the_two_nearest(num_frames, nearest):
-  says = f"the nearest are {nearest[0]} and {nearest[1]}"
-  with pytest.raises(UserError, match=says):
-    requests.check_frames(num_frames)
 
 
 def test_files_are_named_and_refused(tmp_path):

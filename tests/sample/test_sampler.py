@@ -4,10 +4,12 @@ import functools
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from goku_jax.data import packing
+from goku_jax.data import packing, patches
+from goku_jax.flow import noise
 from goku_jax.models import goku
 from goku_jax.parallel import mesh as meshes
 from goku_jax.sample.codec import Codec
@@ -119,3 +121,25 @@ def test_equal_captions_have_noise_of_their_own(model):
     *model, CAPTIONS[:1] * 2, SHAPES[:1] * 2, capacity=WIDE, **SETTINGS
   )
   assert np.abs(one - two).max() > 0.1
+
+
+def test_a_sample_starts_from_other_noise_than_training(model):
+  net, params = model
+  still = jax.tree.map(jnp.zeros_like, params)  # no velocity
+  (drawn,) = sample_latents(
+    net, still, CAPTIONS[:1], SHAPES[:1], capacity=WIDE, **SETTINGS
+  )
+  tokens = patches.patchify(drawn, runs.PATCH)
+  grid = patches.grid_positions(patches.token_grid(drawn.shape, runs.PATCH))
+  first = jnp.zeros((1, 1), int)
+
+  def of(purpose):
+    keys = noise.sample_keys(jax.random.key(0), purpose, first, first)
+    ids = jnp.ones((1, len(tokens)), int)
+    return noise.grid_normal(
+      keys, ids, jnp.asarray(grid)[None], tokens.shape[1]
+    )[0]
+
+  np.testing.assert_allclose(tokens, of(noise.START), atol=1e-6)
+  training = np.asarray(of(noise.NOISE))
+  assert abs(np.corrcoef(tokens.ravel(), training.ravel())[0, 1]) < 0.1

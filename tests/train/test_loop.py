@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import types
 
 import chex
 import numpy as np
@@ -121,6 +122,53 @@ def test_a_crash_and_a_resume_change_nothing(
   assert_same_run(tmp_path, straight(stage)[0])
 
 
+def test_pictures_that_fail_cost_no_step(tmp_path, monkeypatch):
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, "_show", lambda *_: crash())
+    with pytest.raises(CrashError):
+      train("flow", tmp_path)
+  assert checkpoint.whole_steps(tmp_path / "checkpoints") == [2, TOTAL]
+
+
+def test_curves_are_drawn_before_the_last_save(tmp_path, monkeypatch):
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, "_draw_curves", lambda *_: crash())
+    with pytest.raises(CrashError):
+      train("flow", tmp_path)
+  assert checkpoint.whole_steps(tmp_path / "checkpoints") == [2]
+
+
+def test_one_process_writes(tmp_path, monkeypatch):
+  """Checkpoints apart, which Orbax writes together."""
+  monkeypatch.setattr(loop, "_writes", lambda: False)
+  assert train("flow", tmp_path)["step"] == TOTAL
+  assert [file.name for file in tmp_path.iterdir()] == ["checkpoints"]
+
+
+def test_rates_count_steps_alone(monkeypatch):
+  """Neither the first step, which compiles, nor pictures and saves."""
+  now = 0.0
+  clock = types.SimpleNamespace(perf_counter=lambda: now)
+  monkeypatch.setattr(loop, "time", clock)
+  found = {}
+  writers = types.SimpleNamespace(write_scalars=found.__setitem__)
+  progress = types.SimpleNamespace(update=lambda *_, **__: None)
+  config = runs.read_config(total_steps=9)
+  report = loop.Reporter(config, writers, progress, peak=10.0, first=3)
+  for step, seconds in ((3, 60.0), (4, 2.0), (5, 4.0)):
+    report.add(step, {"loss": 1.0, "grad_norm": 1.0}, 10.0, 100)
+    now += seconds
+  report.flush()
+  now += 100.0
+  report.restart_clock()
+  report.add(6, {"loss": 1.0, "grad_norm": 1.0}, 10.0, 100)
+  now += 5.0
+  report.flush()
+  rates = [found[step].get("tokens_per_second") for step in range(3, 7)]
+  assert rates == [None, 50.0, 25.0, 20.0]
+  assert [found[step].get("mfu") for step in (3, 4)] == [None, 0.5]
+
+
 def test_a_preemption_saves_at_once_and_resumes(
   straight, tmp_path, monkeypatch
 ):
@@ -214,6 +262,7 @@ def test_another_model_is_refused_by_the_field_that_differs(straight):
     ("vae", "ema_decay", 1.0, "ema_decay=1.0: set"),
     ("vae", "ema_decay", -0.1, "ema_decay=-0.1: set"),
     ("vae", "keep", 0, "keep=0: set 1"),
+    ("vae", "seed", 2**32, "seed=4294967296: set 0 or more, below"),
     ("vae", "optim.schedule", "linear", "schedule='linear' is not one of"),
     ("vae", "optim.learning_rate", -1e-3, "learning_rate=-0.001: set"),
     ("vae", "optim.warmup_steps", -1, "warmup_steps=-1: set"),
@@ -226,6 +275,24 @@ def test_another_model_is_refused_by_the_field_that_differs(straight):
     ("vae", "data.num_clips", 4, "num_clips=4 .* a multiple of 8"),
     ("vae", "data.num_images", 4, "num_images=4 .* a multiple of 8"),
     ("vae", "data.num_images", -8, "num_images=-8: set 0"),
+    ("vae", "data.num_clips", 0, "num_clips=0: set 1"),
+    ("vae", "data.digits.num_samples", 0, "num_samples=0: set 1"),
+    ("vae", "optim.clip_norm", -1.0, r"optim\.clip_norm=-1\.0: set"),
+    ("flow", "model.num_classes", 9, "num_classes=9 and the data has 10"),
+    ("flow", "sample.num_steps", 0, r"config\.sample: num_steps=0: set 1"),
+    ("flow", "sample.shift", 0.0, r"config\.sample: shift=0\.0: set"),
+    ("flow", "sample.guidance_scale", float("nan"), "guidance_scale=nan: set"),
+    ("flow", "sample.seed", -1, "seed=-1: set 0"),
+    ("flow", "sample.seed", 2**32, "seed=4294967296: set 0"),
+    ("flow", "sample.num_frames", 6, "the nearest are 5 and 9"),
+    ("flow", "sample.size", (16, 18), "width=18 is not a multiple of 4"),
+    ("flow", "sample.prompts", ("five " * 40,), "has 81 tokens"),
+    ("flow", "sample.prompts", (), "there is nothing to draw"),
+    ("flow", "sample.class_labels", (1,), "has no classes"),
+    ("vae", "data.digits.num_frames", 6, "not 4k.1: the nearest are 5 and 9"),
+    ("vae", "data.digits.canvas", 18, "18x18 pixels does not fit the autoenc"),
+    ("flow", "data.digits.num_frames", 6, "the nearest are 5 and 9"),
+    ("flow", "data.digits.canvas", 18, "does not divide into patches of 1x4x4"),
   ],
 )
 def test_a_mistake_is_one_line_and_leaves_an_empty_folder(
@@ -235,6 +302,16 @@ def test_a_mistake_is_one_line_and_leaves_an_empty_folder(
   with pytest.raises(job.UserError, match=says) as error:
     train_main.main(wrong, str(tmp_path))
   assert "\n" not in str(error.value)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_model_of_text_from_elsewhere_is_refused(tmp_path):
+  wrong = runs.read_config()
+  with wrong.unlocked():
+    del wrong.model.text
+    wrong.model.variant = "2b"
+  with pytest.raises(job.UserError, match="embeddings of width 2048"):
+    train_main.main(wrong, str(tmp_path))
   assert not list(tmp_path.iterdir())
 
 

@@ -70,3 +70,18 @@ def test_decay_pulls_parameters_beside_the_update():
   np.testing.assert_allclose(plain, [-0.1, 0.1], rtol=1e-4)
   decayed, _ = first_update((0.3, -0.4), weight_decay=0.5)
   np.testing.assert_allclose(decayed - plain, [-0.05, 0.1], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [
+    ("clip_norm", 0.0),
+    ("clip_norm", float("nan")),
+    ("b1", 1.0),
+    ("b2", -0.1),
+    ("weight_decay", -1e-3),
+  ],
+)
+def test_a_rule_that_cannot_learn_is_refused(name, value):
+  with pytest.raises(UserError, match=rf"optim\.{name}={value}: set"):
+    first_update((0.3, 0.4), **{name: value})

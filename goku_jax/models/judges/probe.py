@@ -1,9 +1,9 @@
-"""A small classifier of glyphs, whose features measure distances too.
+"""A small classifier of glyphs.
 
 Grey crops in [0, 1], about 18x18 pixels. Everything after the first layer
 works at half the resolution or less: seconds of training on two cores.
 
-Letters: N crops, H W height, width, D features, K classes.
+Letters: N crops, H W height, width, K classes.
 """
 
 import flax.linen as nn
@@ -12,21 +12,17 @@ from jaxtyping import Array, Float
 
 
 class GlyphProbe(nn.Module):
-  """Scores of each class, and the features they are a linear function of."""
+  """Scores of each class."""
 
   num_classes: int = 10
-  num_features: int = 64
   width: int = 32
 
   @nn.compact
-  def __call__(
-    self, crops_NHW: Float[Array, "N H W"]
-  ) -> tuple[Float[Array, "N K"], Float[Array, "N D"]]:
+  def __call__(self, crops_NHW: Float[Array, "N H W"]) -> Float[Array, "N K"]:
     x = crops_NHW[..., None].astype(jnp.float32)
     x = nn.gelu(nn.Conv(self.width, (3, 3), strides=2, name="conv_0")(x))
     x = nn.gelu(nn.Conv(2 * self.width, (3, 3), name="conv_1")(x))
     x = nn.gelu(nn.Conv(2 * self.width, (3, 3), strides=2, name="conv_2")(x))
     x = x.reshape(len(x), -1)
-    # Bounded features: a Frechet distance is not ruled by a few outliers.
-    features_ND = nn.tanh(nn.Dense(self.num_features, name="features")(x))
-    return nn.Dense(self.num_classes, name="head")(features_ND), features_ND
+    x = nn.tanh(nn.Dense(2 * self.width, name="features")(x))
+    return nn.Dense(self.num_classes, name="head")(x)

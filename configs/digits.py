@@ -82,6 +82,12 @@ def vae(config, debug):
     num_images=8 if debug else 2,
   )
   config.loss = dict(kl_weight=1e-3, l2_weight=1.0)
+  side = config.data.digits.canvas
+  config.evals = dict(
+    reconstruction=common.reconstruction(
+      num_frames=config.data.digits.num_frames, size=(side, side)
+    )
+  )
 
 
 def prepare(config, debug):

@@ -73,6 +73,15 @@ def test_a_wrong_argument_is_one_line(arg, says):
   assert "\n" not in str(error.value)
 
 
+def test_the_protocol_of_ucf101_is_that_of_the_tables():
+  spec = f"{runs.ROOT}/configs/reconstruction.py:protocol="
+  settings = config.read_config(f"{spec}ucf101").evals.reconstruction
+  assert (settings.num_frames, settings.size) == (17, (256, 256))
+  assert (settings.num_clips, settings.fps) == (0, 0)  # every file, at its rate
+  with pytest.raises(UserError, match="protocol='ucf' is not one of"):
+    config.read_config(f"{spec}ucf")
+
+
 def test_debug_runs_are_small():
   task_sizes = (
     runs.read_config().total_steps,

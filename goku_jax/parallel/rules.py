@@ -19,7 +19,9 @@ STATE = (
   (r"/(q|k|v|up|adaln|patch_in)/kernel$", P(None, "fsdp")),
   (r"/(out|down|patch_out)/kernel$", P("fsdp", None)),
   (r"/(class|bytes)/embedding$", P(None, "fsdp")),
-  (r"/conv[^/]*/kernel$", P(None, None, None, None, "fsdp")),
+  (r"/conv_[^/]*/kernel$", P(None, None, None, None, "fsdp")),
+  (r"/conv2d/kernel$", P(None, None, None, "fsdp")),
+  (r"/(shortcut|modulation)/kernel$", P(None, "fsdp")),
   (r"/(bias|scale|step|count)$", P()),
 )
 

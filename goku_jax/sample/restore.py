@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from goku_jax import checkpoint, job
+from goku_jax import weights as folders
 from goku_jax.data import schema
-from goku_jax.models import goku
+from goku_jax.models import goku, vae
 from goku_jax.sample import codec as codecs
 from goku_jax.typing import UserError
 
@@ -44,8 +46,7 @@ def restore(workdir, *, step: int | None = None, weights: str = "ema"):
   Raises:
     UserError: no run, a run of another stage, or no whole checkpoint.
   """
-  if weights not in WEIGHTS:
-    raise UserError(f"weights={weights!r} is not one of {', '.join(WEIGHTS)}")
+  _check_weights(weights)
   config = job.load_config(workdir, "flow")
   codec = codecs.load_codec(workdir)
   model = make_model(config, codec)
@@ -54,3 +55,40 @@ def restore(workdir, *, step: int | None = None, weights: str = "ema"):
   abstract = jax.eval_shape(init, jax.random.key(0), batch)
   step, params = checkpoint.restore_run(workdir, weights, abstract, step)
   return Restored(config, model, jax.device_put(params), codec, step)
+
+
+class RestoredVAE(NamedTuple):
+  """An autoencoder with its parameters."""
+
+  model: vae.VAE
+  params: Any
+  step: int | None  # None: a folder of weights, which has no steps
+
+
+def restore_vae(workdir, *, step: int | None = None, weights: str = "ema"):
+  """The autoencoder of a run of stage=vae, or of a folder of weights.
+
+  Raises:
+    UserError: as `restore`, or the folder is damaged.
+  """
+  _check_weights(weights)
+  if folders.exists(workdir):
+    params, config = folders.load(workdir)
+    model = vae.make_vae(**config["model"])
+    return RestoredVAE(model, params, None)
+  sizes = job.load_config(workdir, "vae").model.to_dict()
+  model = vae.make_vae(**sizes)
+  step, params = checkpoint.restore_run(
+    workdir, weights, _abstract_vae(model), step
+  )
+  return RestoredVAE(model, params, step)
+
+
+def _abstract_vae(model):
+  clip = np.zeros((1, 1, *(4 * s for s in model.config.stride[1:]), 3))
+  return jax.eval_shape(model.init, jax.random.key(0), clip)["params"]
+
+
+def _check_weights(weights):
+  if weights not in WEIGHTS:
+    raise UserError(f"weights={weights!r} is not one of {', '.join(WEIGHTS)}")

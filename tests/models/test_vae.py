@@ -145,7 +145,7 @@ def test_bfloat16_stays_near_and_comes_out_as_float32(params, video):
 
 
 def test_an_unknown_variant_is_refused_with_the_known_ones():
-  with pytest.raises(UserError, match="variant='huge' is not one of digits"):
+  with pytest.raises(UserError, match="variant='huge' is not one of goku"):
     vae.make_vae("huge")
 
 

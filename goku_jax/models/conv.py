@@ -4,7 +4,6 @@ Letters: B clips, T H W frames, height, width, C D channels in and out.
 """
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
@@ -13,11 +12,12 @@ def conv3d(
 ) -> Float[Array, "B t H W D"]:
   """Two frames fewer than it is given; zeros beyond the sides."""
   return jax.lax.platform_dependent(
-    x_BTHWC, kernel, cpu=_planes, default=_volume
+    x_BTHWC, kernel, cpu=sum_of_planes, default=volume
   )
 
 
-def _volume(x_BTHWC, kernel):
+def volume(x_BTHWC, kernel):
+  """XLA's own, which TPUs and GPUs have kernels for."""
   return jax.lax.conv_general_dilated(
     x_BTHWC,
     kernel,
@@ -27,18 +27,23 @@ def _volume(x_BTHWC, kernel):
   )
 
 
-def _planes(x_BTHWC, kernel):
-  """One 2-D convolution over the channels of three neighbouring frames.
+def sum_of_planes(x_BTHWC, kernel):
+  """The sum of three 2-D convolutions, one for each tap in time.
 
-  The same sum, 2 to 5 times faster than a 3-D convolution of XLA's on a CPU.
+  XLA's CPU backend computes 3-D ones by a slow path of its own: this is 1.5
+  to 2.4 times faster at 64 to 256 channels (`bench --suite=vae`), and needs
+  no copy of three frames' channels side by side.
   """
-  T = x_BTHWC.shape[1] - 2
-  x = jnp.concatenate([x_BTHWC[:, i : i + T] for i in range(3)], -1)
-  y = jax.lax.conv_general_dilated(
-    x.reshape(-1, *x.shape[2:]),
-    jnp.concatenate(list(kernel), axis=-2),  # [3, 3, 3 C, D]
-    (1, 1),
-    "SAME",
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-  )
-  return y.reshape(*x.shape[:-1], -1)
+  B, T, H, W, C = x_BTHWC.shape
+
+  def tap(i):
+    planes = x_BTHWC[:, i : i + T - 2].reshape(-1, H, W, C)
+    return jax.lax.conv_general_dilated(
+      planes,
+      kernel[i],
+      (1, 1),
+      "SAME",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+  return (tap(0) + tap(1) + tap(2)).reshape(B, T - 2, H, W, kernel.shape[-1])

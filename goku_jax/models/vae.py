@@ -136,13 +136,13 @@ VARIANTS = {
   ),
   "debug": dict(
     width=16,
-    multipliers=(1, 2),
-    time_levels=1,
+    multipliers=(1,),
+    time_levels=0,
     encoder_blocks=1,
     decoder_blocks=1,
-    mid_blocks=1,
+    mid_blocks=0,
     latent_channels=4,
-    patch=(2, 2, 2),
+    patch=(4, 4, 4),
     groups=8,
   ),
 }

@@ -162,9 +162,9 @@ class Upsample(nn.Module):
     if self.in_time:
       x_BTHWC = _apart(lambda x: jnp.repeat(x, 2, 1), x_BTHWC, is_first)
     x_BTHWC = jnp.repeat(jnp.repeat(x_BTHWC, 2, 2), 2, 3)
-    return nn.Conv(
-      x_BTHWC.shape[-1], (3, 3), dtype=self.dtype, name="conv2d"
-    )(x_BTHWC)
+    return nn.Conv(x_BTHWC.shape[-1], (3, 3), dtype=self.dtype, name="conv2d")(
+      x_BTHWC
+    )
 
 
 def resize_nearest(x_BTHWC, shape, is_first: bool):

@@ -262,7 +262,6 @@ def test_a_refused_start_on_latents_leaves_an_empty_folder(latents, tmp_path):
     f"--workdir={tmp_path}",
     f"--config.data.path={latents}",
     "--config.model.patch_size=(1,3,3)",
-    "--config.sample.size=(12,12)",  # fits, unlike the latents
     status=2,
   )
   assert "does not divide into patches of 1x3x3" in err

@@ -37,12 +37,6 @@ def make_task(config, mesh) -> Task:
   model = make_model(config, codec, attention_fn=attention_fn)
   _check_conditions(model, source)
   patch_size = tuple(model.config.patch_size)
-  run = Restored(config, make_model(config, codec), None, codec, 0)
-  prompts, asked = _asked(config.sample)
-  try:
-    draw.check(run, prompts, **asked)
-  except UserError as error:
-    raise UserError(f"config.sample: {error}") from error
   planner = packing.Planner(
     source.sizes(patch_size, data.max_text),
     capacity=packing.Capacity(**data.pack),
@@ -50,6 +44,12 @@ def make_task(config, mesh) -> Task:
     lookahead=data.lookahead,
     seed=config.seed,
   )
+  run = Restored(config, make_model(config, codec), None, codec, 0)
+  prompts, asked = _asked(config.sample)
+  try:
+    draw.check(run, prompts, **asked)
+  except UserError as error:
+    raise UserError(f"config.sample: {error}") from error
   return Task(
     init_params=functools.partial(init_params, model),
     loss_fn=make_loss(model, **config.loss),

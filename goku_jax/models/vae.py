@@ -21,11 +21,10 @@ from typing import Any
 
 import einops
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from goku_jax.models import layers
+from goku_jax.models import layers, wan_vae
 from goku_jax.models.vae_layers import (
   CausalConv,
   Downsample,
@@ -93,6 +92,11 @@ class VAEConfig:
         total += n * (8 if last - i < self.time_levels else 4) * 9 * width**2
       above = width
     return 2 * total
+
+  def make_halves(self, left_fn: Callable | None):
+    """Encoder and decoder; `left_fn` repeats the first frame if not given."""
+    left_fn = left_fn or repeat_first
+    return Encoder(self, left_fn), Decoder(self, left_fn)
 
 
 def _macs(above: int, width: int) -> int:
@@ -256,12 +260,11 @@ class VAE(nn.Module):
   `context` collection of that chunk is given (see `vae_stream`).
   """
 
-  config: VAEConfig
-  left_fn: Callable = repeat_first
+  config: VAEConfig | wan_vae.WanConfig
+  left_fn: Callable | None = None  # frames before a chunk; None: a clip starts
 
   def setup(self):
-    self.encoder = Encoder(self.config, self.left_fn)
-    self.decoder = Decoder(self.config, self.left_fn)
+    self.encoder, self.decoder = self.config.make_halves(self.left_fn)
 
   def encode(
     self, video_BTHWC: Float[Array, "B T H W C"], is_first: bool = True
@@ -305,23 +308,21 @@ class VAE(nn.Module):
     return B, (T - 1) // t + 1, H // h, W // w, self.config.latent_channels
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def encode_pixels(model: VAE, params, video_BTHWC):
-  """Posterior mean and log-variance of videos in uint8."""
-  video_BTHWC = video_BTHWC.astype(jnp.float32) / 127.5 - 1
-  return model.apply({"params": params}, video_BTHWC, method="encode")
-
-
 def make_vae(variant: str, *, dtype: str = "float32", **sizes) -> VAE:
   """The autoencoder of a named variant, its sizes overridden by `sizes`.
 
   Raises:
     UserError: the variant, norm or dtype is unknown, or sizes do not fit.
   """
-  if variant not in VARIANTS:
-    known = ", ".join(VARIANTS)
-    raise UserError(f"model.variant={variant!r} is not one of {known}")
-  sizes = VARIANTS[variant] | sizes | dict(dtype=layers.read_dtype(dtype))
+  known = VARIANTS | wan_vae.VARIANTS
+  if variant not in known:
+    names = ", ".join(known)
+    raise UserError(f"model.variant={variant!r} is not one of {names}")
+  sizes = known[variant] | sizes | dict(dtype=layers.read_dtype(dtype))
+  # JSON has lists, and a model is hashed.
+  sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()}
+  if variant in wan_vae.VARIANTS:
+    return VAE(wan_vae.WanConfig(**sizes))
   config = VAEConfig(**sizes)
   if config.norm not in NORMS:
     raise UserError(

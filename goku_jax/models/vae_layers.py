@@ -137,7 +137,7 @@ class Downsample(nn.Module):
     self, x_BTHWC: Float[Array, "B T H W C"], is_first: bool
   ) -> Float[Array, "B t h w C"]:
     if self.in_time:
-      x_BTHWC = _apart(_mean_of_pairs, x_BTHWC, is_first)
+      x_BTHWC = apart(_mean_of_pairs, x_BTHWC, is_first)
     # Zeros to the right and below alone, as the weights of others expect.
     return nn.Conv(
       x_BTHWC.shape[-1],
@@ -160,7 +160,7 @@ class Upsample(nn.Module):
     self, x_BTHWC: Float[Array, "B t h w C"], is_first: bool
   ) -> Float[Array, "B T H W C"]:
     if self.in_time:
-      x_BTHWC = _apart(lambda x: jnp.repeat(x, 2, 1), x_BTHWC, is_first)
+      x_BTHWC = apart(lambda x: jnp.repeat(x, 2, 1), x_BTHWC, is_first)
     x_BTHWC = jnp.repeat(jnp.repeat(x_BTHWC, 2, 2), 2, 3)
     return nn.Conv(x_BTHWC.shape[-1], (3, 3), dtype=self.dtype, name="conv2d")(
       x_BTHWC
@@ -172,11 +172,11 @@ def resize_nearest(x_BTHWC, shape, is_first: bool):
   _, t, h, w, _ = x_BTHWC.shape
   _, T, H, W, _ = shape
   times = (T - is_first) // max(t - is_first, 1)
-  x_BTHWC = _apart(lambda x: jnp.repeat(x, times, 1), x_BTHWC, is_first)
+  x_BTHWC = apart(lambda x: jnp.repeat(x, times, 1), x_BTHWC, is_first)
   return jnp.repeat(jnp.repeat(x_BTHWC, H // h, 2), W // w, 3)
 
 
-def _apart(fn, x_BTHWC, is_first: bool):
+def apart(fn, x_BTHWC, is_first: bool):
   """`fn` of the frames, the first of a clip kept as it is."""
   if not is_first:
     return fn(x_BTHWC)

@@ -65,6 +65,7 @@ def stream(
   """
   context = {}
   for i, chunk in enumerate(chunks):
+    chunk = jax.device_put(chunk)
     out, context = _apply(model, method, i == 0, params, context, chunk)
     yield out
 
@@ -91,10 +92,7 @@ def _whole(model, params, x_BTHWC, method, chunk):
   # The first chunk takes the remainder, in it the frame that stands alone.
   ends = [T - chunk * i for i in reversed(range(1, count))] if chunk else []
   chunks = (x_BTHWC[:, a:b] for a, b in itertools.pairwise([0, *ends, T]))
-  outs = [
-    jax.tree.map(np.asarray, out)
-    for out in stream(model, params, chunks, method)
-  ]
+  outs = [jax.device_get(x) for x in stream(model, params, chunks, method)]
   return jax.tree.map(lambda *parts: np.concatenate(parts, 1), *outs)
 
 

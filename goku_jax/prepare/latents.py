@@ -1,4 +1,4 @@
-"""Encodes a raw source with the autoencoder of a run."""
+"""Encodes a raw source with the autoencoder of a run, or of others."""
 
 import itertools
 import pathlib
@@ -8,10 +8,11 @@ import numpy as np
 
 from goku_jax import checkpoint, job, weights
 from goku_jax.data import digits, sources
-from goku_jax.models import vae
+from goku_jax.models import vae, vae_stream
 from goku_jax.typing import UserError
 
 CHUNK = 64  # clips encoded at once
+STATISTICS = ("latent_mean", "latent_std")
 
 
 def prepare(config, workdir) -> dict:
@@ -20,7 +21,9 @@ def prepare(config, workdir) -> dict:
   if (folder / sources.MANIFEST).exists():
     print(f"{folder} is whole already", flush=True)
     return _summary(sources.Latents(folder))
-  model, sizes, params, step = load_vae(**config.vae)
+  model, about, params, step = load_vae(**config.vae)
+  # What came with the weights stays, so that their latents are everybody's.
+  given = {k: about[k] for k in STATISTICS if k in about}
   raw = digits.Digits(seed=config.seed, **config.data.digits)
   # Refuses what the stride does not divide.
   model.latent_shape((1, raw.num_frames, raw.canvas, raw.canvas, 3))
@@ -30,6 +33,7 @@ def prepare(config, workdir) -> dict:
     about={
       "vae": {"workdir": config.vae.workdir, "step": step},
       "num_classes": raw.num_classes,
+      **given,
     },
   )
   job.save_config(folder, config)
@@ -37,21 +41,39 @@ def prepare(config, workdir) -> dict:
     print(f"goes on from record {len(writer)} of {len(raw)}", flush=True)
   with job.Progress(len(raw), len(writer), "prepare") as progress:
     writer.write(encode(model, params, raw, progress, len(writer)))
-  weights.save(folder / "vae", params, {"model": sizes, **writer.statistics()})
+  weights.save(folder / "vae", params, {**writer.statistics(), **about})
   writer.finish()  # the manifest comes last: it makes the folder whole
   return _summary(sources.Latents(folder))
 
 
 def load_vae(workdir: str | None, step: int | None):
-  """Model, its sizes, averaged parameters and step of a run's autoencoder."""
+  """Model, config, averaged parameters and step of an autoencoder.
+
+  Args:
+    workdir: of a run, or a folder of weights that `convert` wrote.
+    step: of a run; the newest whole one if not given.
+
+  Returns:
+    The model; the config of a folder of weights (`model`, and `latent_mean`
+    and `latent_std` where they are known); the parameters; the step, or None.
+  """
   if not workdir:
-    raise UserError("set --config.vae.workdir to a run of stage=vae")
+    raise UserError(
+      "set --config.vae.workdir to a run of stage=vae or a folder of weights"
+    )
+  if (pathlib.Path(workdir) / weights.WEIGHTS).exists():
+    if step is not None:
+      raise UserError(f"{workdir} has no steps: it is a folder of weights")
+    params, config = weights.load(workdir)
+    if "model" not in config or "encoder" not in params:
+      raise UserError(f"{workdir} holds weights, but of no autoencoder")
+    return vae.make_vae(**config["model"]), config, params, None
   sizes = job.load_config(workdir, "vae").model.to_dict()
   model = vae.make_vae(**sizes)
   clip = np.zeros((1, 1, *(4 * s for s in model.config.stride[1:]), 3))
   abstract = jax.eval_shape(model.init, jax.random.key(0), clip)["params"]
   step, params = checkpoint.restore_run(workdir, "ema", abstract, step)
-  return model, sizes, params, step
+  return model, {"model": sizes}, params, step
 
 
 def encode(model, params, raw, progress, first: int = 0):
@@ -87,7 +109,7 @@ def _encode(model, params, videos):
   # Padded, so that each shape compiles once.
   padded = videos + videos[-1:] * (-len(videos) % CHUNK)
   chunks = [
-    vae.encode_pixels(model, params, np.stack(padded[i : i + CHUNK]))
+    vae_stream.encode(model, params, np.stack(padded[i : i + CHUNK]))
     for i in range(0, len(padded), CHUNK)
   ]
   return (

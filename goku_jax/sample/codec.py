@@ -4,15 +4,13 @@ A run on latents carries the autoencoder's weights in its workdir (`vae/`,
 written by `prepare` beside the latents); a run on pixels has no such folder.
 """
 
-import functools
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from goku_jax import weights
-from goku_jax.models import vae
+from goku_jax.models import vae, vae_stream
 
 FOLDER = "vae"
 CHUNK = 16  # clips decoded at once
@@ -74,17 +72,10 @@ def decode(codec: Codec, latents: list[np.ndarray]) -> list[np.ndarray]:
 def _pixels(codec: Codec, latents_BTHWC: np.ndarray) -> np.ndarray:
   video = latents_BTHWC * codec.std + codec.mean
   if codec.model:
-    video = jax.device_get(
-      _apply(codec.model, codec.params, jax.device_put(video))
-    )
+    video = vae_stream.decode(codec.model, codec.params, video)
   return to_uint8(video)
 
 
 def to_uint8(video: np.ndarray) -> np.ndarray:
   """Pixels 0 to 255 of a video in [-1, 1]."""
   return np.round(np.clip(video * 127.5 + 127.5, 0, 255)).astype(np.uint8)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _apply(model, params, latents_BTHWC):
-  return model.apply({"params": params}, latents_BTHWC, method="decode")

@@ -18,32 +18,22 @@ def draw(
   run: Restored,
   captions: list[str],
   *,
-  labels: list[int] | None = None,
   num_frames: int,
-  num_steps: int,
-  guidance_scale: float,
-  seed: int,
-  solver: str = "euler",
-  shift: float = 1.0,
+  labels: list[int] | None = None,
   size: tuple = (None, None),
   progress=None,
+  **settings,
 ) -> list[np.ndarray]:
   """Videos uint8 `[T, H, W, 3]` of captions; `size` as trained by default.
+
+  `settings` are what else `check` takes: num_steps, guidance_scale, seed,
+  solver and shift.
 
   Raises:
     UserError: as `check`.
   """
   shape = check(
-    run,
-    captions,
-    labels=labels,
-    num_frames=num_frames,
-    num_steps=num_steps,
-    guidance_scale=guidance_scale,
-    seed=seed,
-    solver=solver,
-    shift=shift,
-    size=size,
+    run, captions, num_frames=num_frames, labels=labels, size=size, **settings
   )
   latents = sample_latents(
     run.model,
@@ -51,14 +41,10 @@ def draw(
     captions,
     [shape] * len(captions),
     capacity=packing.Capacity(**run.config.data.pack),
-    seed=seed,
-    num_steps=num_steps,
-    guidance_scale=guidance_scale,
-    solver_name=solver,
-    shift=shift,
     max_text=run.config.data.max_text,
     labels=labels,
     progress=progress,
+    **settings,
   )
   return codecs.decode(run.codec, latents)
 

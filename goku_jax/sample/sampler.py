@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from goku_jax.data import packing, schema, tokenize
-from goku_jax.flow import guidance, noise, solver, times
+from goku_jax.flow import guidance, noise, times
+from goku_jax.flow import solver as solvers
 
 NUM_PACKS = 8  # integrated at once; under a mesh its devices share them
 
@@ -30,7 +31,7 @@ def sample_latents(
   seed: int,
   num_steps: int,
   guidance_scale: float,
-  solver_name: str = "euler",
+  solver: str = "euler",
   shift: float = 1.0,
   max_text: int,
   labels: list[int] | None = None,
@@ -48,7 +49,7 @@ def sample_latents(
     seed: of the noise.
     num_steps: intervals from noise to data.
     guidance_scale: 1 samples the model itself, above follows captions more.
-    solver_name: a name in `flow.solver.SOLVERS`.
+    solver: a name in `flow.solver.SOLVERS`.
     shift: above 1 takes more steps near noise.
     max_text: longest caption in tokens.
     labels: classes to show; without them the class counts as dropped.
@@ -105,7 +106,7 @@ def sample_latents(
         jax.device_put(np.float32(guidance_scale)),
         jax.device_put(np.float32(shift)),
         num_steps,
-        solver_name,
+        solver,
       )
     )
     for members, found in zip(
@@ -155,6 +156,6 @@ def _integrate(
     )
     return guidance.guide(v[:B], v[B:], guidance_scale)
 
-  return solver.SOLVERS[solver_name](
+  return solvers.SOLVERS[solver_name](
     velocity, noise_BLP, times.spaced(num_steps, shift)
   )

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from goku_jax.data import digits, pipeline
+from goku_jax.data import digits, pipeline, videos
 from goku_jax.models import vae
 from goku_jax.parallel.batch import check_rows
 from goku_jax.sample.codec import to_uint8
 from goku_jax.train.task import Task
 from goku_jax.train.vae_loss import KINDS, vae_loss
+from goku_jax.typing import UserError
 
 
 def make_task(config, mesh) -> Task:
@@ -19,14 +20,14 @@ def make_task(config, mesh) -> Task:
   counts = {name: config.data[name] for name in ("num_clips", "num_images")}
   check_rows(mesh, config.micro_batches, **counts)
   model = vae.make_vae(**config.model)
-  raw = digits.Digits(seed=config.seed, **config.data.digits)
+  raw, held_out = _sources(config)
   batches = functools.partial(
     pipeline.vae_batches,
     raw,
     **counts,
     seed=config.seed,
   )
-  shown = next(iter(batches(first_step=0, num_steps=1)))["video_BTHWC"][:4]
+  shown = np.stack([held_out[i]["video"] for i in (1, 3, 5, 7)])
   return Task(
     init_params=lambda rng, batch: model.init(
       rng, jnp.zeros(batch["video_BTHWC"].shape)
@@ -44,6 +45,21 @@ def make_task(config, mesh) -> Task:
     picture=lambda batch: [v for k in KINDS for v in batch[f"{k}_BTHWC"]][:16],
     settle=lambda workdir: None,
   )
+
+
+def _sources(config):
+  """What is trained on, and what is shown: films held out, if any are."""
+  data = config.data
+  if "videos" not in data:
+    raw = digits.Digits(seed=config.seed, **data.digits)
+    return raw, raw
+  if not data.path:
+    raise UserError("set --config.data.path to a folder of videos")
+  make = functools.partial(
+    videos.Videos, data.path, seed=config.seed, **data.videos
+  )
+  raw = make()
+  return raw, make("held_out") if data.videos.held_out else raw
 
 
 def _work(model, batch) -> tuple[float, int]:

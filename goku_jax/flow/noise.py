@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-NOISE, TIME, DROP, POSTERIOR = range(4)  # what a draw is for
+NOISE, TIME, DROP, POSTERIOR, FRAMES = range(5)  # what a draw is for
 
 
 def sample_keys(

@@ -48,9 +48,7 @@ def shard_frames(model, mesh: Mesh):
       variables, video, is_first=False, method="encode"
     )
     latents = mean + jnp.exp(0.5 * logvar) * noise
-    decoded = sharded.apply(
-      variables, latents, is_first=False, method="decode"
-    )
+    decoded = sharded.apply(variables, latents, is_first=False, method="decode")
     return decoded, mean, logvar
 
   def apply(params, video_BTHWC, noise_BTHWC):
@@ -79,6 +77,8 @@ def neighbour_frames(x_BTHWC, num: int):
   left = first
   for _ in range(-(-num // x_BTHWC.shape[1])):
     last = jnp.concatenate([left, x_BTHWC], 1)[:, -num:]
-    received = jax.lax.ppermute(last, AXIS, [(i, i + 1) for i in range(size - 1)])
+    received = jax.lax.ppermute(
+      last, AXIS, [(i, i + 1) for i in range(size - 1)]
+    )
     left = jnp.where(is_start, first, received)
   return left

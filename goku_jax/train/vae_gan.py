@@ -37,8 +37,7 @@ def gan_grads(
     critic_params: of the discriminator.
     batch: as `pipeline.vae_batches` makes it.
     rng: the run's key.
-    step: before `start_step` neither player feels the other, nor is the
-      discriminator computed.
+    step: before `start_step` neither player feels the other.
     reconstruct_fn: `(params, batch, rng)` -> `vae_loss.reconstruct`.
     loss_fn: `(outs, batch, rng)` -> `vae_loss.reconstruction_loss`.
     critic_fn: `(critic_params, video)` -> scores [B, ...].
@@ -51,20 +50,17 @@ def gan_grads(
   decoded = {kind: out[0] for kind, out in outs.items()}
   real = {kind: pixels(batch, kind) for kind in KINDS}
 
-  def play(decoded):
-    generator = lambda made: _generator_loss(critic_params, made, critic_fn)
-    critic = lambda p: _critic_loss(p, real, decoded, critic_fn, r1_weight)
-    return (
-      jax.value_and_grad(generator)(decoded),
-      jax.value_and_grad(critic)(critic_params),
-    )
-
+  generator, of_generator = jax.value_and_grad(
+    lambda made: _generator_loss(critic_params, made, critic_fn)
+  )(decoded)
+  critic, critic_grads = jax.value_and_grad(
+    lambda p: _critic_loss(p, real, decoded, critic_fn, r1_weight)
+  )(critic_params)
+  # Not by lax.cond, in which XLA's convolutions are twelve times slower on a
+  # CPU; the steps before the start are few.
   is_on = step >= start_step
-  nothing = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(play, decoded)
-  )
-  played = jax.lax.cond(is_on, play, lambda _: nothing, decoded)
-  (generator, of_generator), (critic, critic_grads) = played
+  switch = lambda tree: jax.tree.map(lambda x: jnp.where(is_on, x, 0), tree)
+  of_generator, critic_grads = switch((of_generator, critic_grads))
 
   still = jax.tree.map(jnp.zeros_like, outs)
   of_generator = {
@@ -79,8 +75,8 @@ def gan_grads(
   )
   count = sums["loss"][1] * is_on  # without a game, not a number
   sums = sums | {
-    "gan_generator": (generator, count),
-    "gan_critic": (critic, count),
+    "gan_generator": (generator * is_on, count),
+    "gan_critic": (critic * is_on, count),
     "gan_weight": (scale * count, count),
   }
   return (grads, critic_grads), sums

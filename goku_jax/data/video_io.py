@@ -23,6 +23,7 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from goku_jax.data.transforms import check_pixels
 from goku_jax.typing import UserError
 
 SUFFIXES = (".mp4", ".gif", ".png", ".npz")  # written
@@ -154,6 +155,78 @@ def _kept(count, own, fps):
   step = max(own / fps, 1.0) if fps else 1.0
   numbers = (math.ceil(i * step) for i in itertools.count())
   return itertools.takewhile(lambda i: count is None or i < count, numbers)
+
+
+def probe(path) -> tuple[int, int, int, float]:
+  """Frames, height, width and frames per second of a file, not decoded.
+
+  An .npz is read whole, and its pixels are looked at.
+  """
+  path = pathlib.Path(path)
+  if path.suffix.lower() == ".npz":
+    video_THWC, fps = read_video(path)
+    check_pixels(video_THWC, path)
+    return *video_THWC.shape[:3], fps
+  with _readable(path), av.open(str(path)) as container:
+    stream = container.streams.video[0]
+    rate = float(stream.average_rate or 1)
+    frames = stream.frames or sum(
+      packet.pts is not None for packet in container.demux(stream)
+    )
+    if not frames or not stream.height:
+      raise ValueError("no frames")
+    return frames, stream.height, stream.width, rate
+
+
+def decode(path) -> Iterator[tuple[av.VideoFrame, fractions.Fraction]]:
+  """Each frame of a video as FFmpeg has it, and the frames per second."""
+  path = pathlib.Path(path)
+  with _readable(path), av.open(str(path)) as container:
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    for frame in container.decode(stream):
+      yield frame, _rate(stream.average_rate or fractions.Fraction(1))
+
+
+def read_frames(
+  path, indices, size: tuple[int, int] | None = None
+) -> np.ndarray:
+  """Frames of a file by number, uint8 [T, H, W, 3].
+
+  Decoding begins at the last key frame before the first of them, so the cost
+  is that of the frames from there to the last, wherever in the file.
+
+  Args:
+    path: the file.
+    indices: rising frame numbers, counted at the file's mean rate.
+    size: height and width to scale to.
+  """
+  path = pathlib.Path(path)
+  if path.suffix.lower() == ".npz":
+    video_THWC = check_pixels(read_video(path)[0], path)[list(indices)]
+    H, W = size or video_THWC.shape[1:3]
+    images = [Image.fromarray(frame).resize((W, H)) for frame in video_THWC]
+    return np.stack(images)
+  with _readable(path), av.open(str(path)) as container:
+    stream = container.streams.video[0]
+    rate = stream.average_rate or 1
+    begin = stream.start_time or 0
+    if indices[0]:
+      offset = begin + int(indices[0] / rate / stream.time_base)
+      container.seek(offset, stream=stream)
+    H, W = size or (stream.height, stream.width)
+    frames, wanted = [], iter(indices)
+    index = next(wanted)
+    for frame in container.decode(stream):
+      time = ((frame.pts or begin) - begin) * stream.time_base
+      if round(time * rate) < index:
+        continue
+      frame = frame.reformat(W, H, "rgb24", interpolation="BICUBIC")
+      frames.append(frame.to_ndarray())
+      index = next(wanted, None)
+      if index is None:
+        return np.stack(frames)
+    raise ValueError("cut short")
 
 
 def read_metadata(path) -> dict:

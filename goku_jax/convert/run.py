@@ -3,16 +3,15 @@
 Letters: T H W frames, height, width of a clip.
 """
 
-import pathlib
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 
 from goku_jax import job
-from goku_jax.data import digits, sources, video_io
+from goku_jax.data import digits, sources, transforms, video_io
 from goku_jax.models import vae_stream
-from goku_jax.prepare.latents import load_vae
+from goku_jax.sample.restore import restore_vae
 from goku_jax.typing import UserError
 
 LATENT_FRAMES = 4  # encoded at once: memory stays that of one chunk
@@ -34,7 +33,7 @@ def read(
   """
   if not data:
     raise UserError("--format=run needs --data=FOLDER or --data=digits")
-  model, config, params, step = load_vae(source, step)
+  model, config, params, step = restore_vae(source, step=step)
   if data == "digits":
     clips = _digits(job.load_config(source, "vae"), num_samples or 256)
   else:
@@ -64,17 +63,15 @@ def _digits(config, num_samples) -> Iterator[np.ndarray]:
 
 def _videos(folder, num_samples, stride) -> Iterator[np.ndarray]:
   """Files in the order of their names, cut to what the stride divides."""
-  folder = pathlib.Path(folder)
-  paths = sorted(path for path in folder.rglob("*") if path.is_file())
-  if not paths:
-    raise UserError(f"--data={folder} has no files")
   t, h, w = stride
-  for path in paths[:num_samples]:
+  for path in video_io.list_videos(folder)[:num_samples]:
     video, _ = video_io.read_video(path)
-    T, H, W = video.shape[:3]
-    video = video[: (T - 1) // t * t + 1, : H // h * h, : W // w * w]
-    if not video.size:
+    video = transforms.trim_frames(
+      transforms.check_pixels(video, path), t, "trim", path
+    )
+    H, W = video.shape[1:3]
+    if not (H // h and W // w):
       raise UserError(
         f"{path} is {W} wide and {H} high, less than one latent of {w} and {h}"
       )
-    yield video
+    yield video[:, : H // h * h, : W // w * w]

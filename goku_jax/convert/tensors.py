@@ -15,7 +15,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from goku_jax import manifest
+from goku_jax import manifest, trees
 from goku_jax.files import write_json, write_whole
 from goku_jax.typing import UserError
 
@@ -93,7 +93,8 @@ def to_tree(tensors: dict, abstract, place_of: Callable[[str], Place]) -> dict:
   for path, leaf in _leaves(abstract):
     place = place_of(path)
     wanted |= dict.fromkeys(place.names, _shape(path, leaf.shape, place))
-  _check(wanted, {name: x.shape for name, x in tensors.items()})
+  found = {name: x.shape for name, x in tensors.items()}
+  trees.check_shapes(found, wanted, "the weights")
 
   def take(keys, leaf):
     parts = [tensors[n].astype(np.float32) for n in place_of(_path(keys)).names]
@@ -160,20 +161,3 @@ def _shape(path, shape, place):
   last = shape[-1] // len(place.names)
   inside = shape[-2:-1] if _is_kernel(path) else ()
   return (last, *inside, *place.window)
-
-
-def _check(wanted, found):
-  wrong = {
-    "missing": [n for n in wanted if n not in found],
-    "unexpected": [n for n in found if n not in wanted],
-    "misshapen": [
-      f"{n} {found[n]} for {wanted[n]}"
-      for n in wanted
-      if n in found and tuple(found[n]) != tuple(wanted[n])
-    ],
-  }
-  told = [f"{len(n)} {what} ({n[0]})" for what, n in wrong.items() if n]
-  if told:
-    raise UserError(
-      "the weights are not of this architecture: " + ", ".join(told)
-    )

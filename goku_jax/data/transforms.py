@@ -34,13 +34,13 @@ def check_pixels(video_THWC: np.ndarray, name) -> np.ndarray:
   return np.round(video_THWC * 127.5 + 127.5).astype(np.uint8)
 
 
-def resize_and_crop(
+def resize_to_cover(
   video_THWC: np.ndarray, size: tuple[int, int]
 ) -> np.ndarray:
-  """The centre of a uint8 clip, of `size` (height, width).
+  """A uint8 clip scaled until it just covers `size` (height, width).
 
-  The frames are scaled until they just cover it, as by torchvision's Resize
-  and CenterCrop: bilinear, antialiased, the longer side rounded down.
+  With `crop_centre` after it, what torchvision's Resize and CenterCrop do:
+  bilinear, antialiased, the longer side rounded down.
   """
   _, H, W, _ = video_THWC.shape
   height, width = size
@@ -55,7 +55,21 @@ def resize_and_crop(
         for frame in video_THWC
       ]
     )
-  top, left = (round((s - n) / 2) for s, n in zip(scaled, size, strict=True))
+  return video_THWC
+
+
+def crop_centre(
+  video_THWC: np.ndarray, size: tuple[int, int], name
+) -> np.ndarray:
+  """The centre of a clip, of `size` (height, width); `name` is of the clip."""
+  _, H, W, _ = video_THWC.shape
+  height, width = size
+  if height > H or width > W:
+    raise UserError(
+      f"{name}: frames of {H}x{W} have no centre of {height}x{width}; set a"
+      " smaller size, or scale=true"
+    )
+  top, left = round((H - height) / 2), round((W - width) / 2)
   return video_THWC[:, top : top + height, left : left + width]
 
 

@@ -127,13 +127,13 @@ def read_clips(
   """
   path = pathlib.Path(path)
   with _readable(path):
-    frames = _read_frames(path, fps)
+    frames = _kept_frames(path, fps)
     yield np.stack(list(itertools.islice(frames, num_frames)))
     while len(clip := list(itertools.islice(frames, num_frames))) == num_frames:
       yield np.stack(clip)
 
 
-def _read_frames(path, fps):
+def _kept_frames(path, fps):
   """The frames of a file that are kept, each decoded when it is asked for."""
   if path.suffix.lower() == ".npz":
     video_THWC, own = read_video(path)

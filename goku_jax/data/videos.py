@@ -83,7 +83,7 @@ class Videos:
       raise UserError(f"fps={fps}: set rates above 0")
     self.num_frames, self.crop = num_frames, crop
     self.num_samples, self._key = num_samples, (seed, SPLITS.index(split))
-    self.shots = _split(
+    self.shots = split_shots(
       _find(pathlib.Path(path), crop, resolution, segment_frames),
       split,
       held_out,
@@ -156,14 +156,28 @@ def _find(folder, crop, resolution, segment_frames):
       )
     each = segment_frames or frames
     for first in range(0, frames, each):
-      name = f"{path.relative_to(folder).as_posix()}:{first}"
+      name = name_of(path, folder, first)
       length = min(each, frames - first)
       found[name] = Shot(path, first, length, size, fps)
   return found
 
 
-def _split(found, split, held_out):
-  """The shots of a split, by the hashes of their names."""
+def name_of(path, folder, first: int = 0) -> str:
+  """What decides on which side a shot is: its place below the folder."""
+  return f"{path.relative_to(folder).as_posix()}:{first}"
+
+
+def split_shots(found: dict, split: str, held_out: float) -> list:
+  """The shots of a split, by the hashes of their names.
+
+  Args:
+    found: shots by name.
+    split: "train" or "held_out".
+    held_out: part of all that is kept from training, 0 to below 1.
+
+  Raises:
+    UserError: there is none.
+  """
   if not 0 <= held_out < 1:
     raise UserError(f"held_out={held_out} is not from 0 to below 1")
   shares = {name: _share(name) for name in found}

@@ -13,9 +13,10 @@ samples/*.mp4.
 
 The suite `reconstruction` sends the videos and pictures of a folder through an
 autoencoder and back, and measures what is lost (`eval/reconstruction.py`),
-beside a linear coder fitted to TRAINING, where that is given. DIR is a run of
-stage=vae or a folder of weights. FOLDER receives report.md, report.json and
-strip.png.
+beside a linear coder fitted to TRAINING, where that is given. With
+--lpips=WEIGHTS, by `convert --format=lpips`, LPIPS is measured too. DIR is a
+run of stage=vae or a folder of weights. FOLDER receives report.md, report.json
+and strip.png.
 
 How many videos and how they are drawn or read is the section `evals` of the
 run's config. Another one's takes its place, and nothing else of it:
@@ -41,6 +42,7 @@ flags.DEFINE_string("out", None, "folder of the report; workdir by default")
 flags.DEFINE_integer("step", None, "checkpoint; the newest whole by default")
 flags.DEFINE_string("data", None, "folder of videos that are reconstructed")
 flags.DEFINE_string("fit", None, "folder that a linear coder is fitted to")
+flags.DEFINE_string("lpips", None, "folder of the weights of LPIPS")
 flags.DEFINE_string("weights", "ema", "ema or params")
 flags.DEFINE_float(
   "started", None, "epoch seconds: what the report's seconds count from"
@@ -56,6 +58,7 @@ def main(
   step=None,
   data=None,
   fit=None,
+  lpips=None,
   started=None,
 ):
   """Returns the figures of the suite."""
@@ -64,8 +67,10 @@ def main(
     raise job.UserError(f"--suite={suite} is not one of {', '.join(SUITES)}")
   if suite == "reconstruction" and not data:
     raise job.UserError("missing --data: folder of videos; --help explains")
-  if suite != "reconstruction" and (data or fit):
-    raise job.UserError("--data and --fit are for --suite=reconstruction")
+  if suite != "reconstruction" and (data or fit or lpips):
+    raise job.UserError(
+      "--data, --fit and --lpips are for --suite=reconstruction"
+    )
   settings = _settings(config, workdir, suite)
   out = out or workdir
   job.make_folder(out, "out")
@@ -76,11 +81,18 @@ def main(
 
     run = restore.restore(workdir, step=step, weights=weights)
     return digits_suite.run(run, out, started=started, **settings)
+  from goku_jax.eval import lpips as judges
   from goku_jax.eval import reconstruction_suite
 
   autoencoder = restore.restore_vae(workdir, step=step, weights=weights)
   return reconstruction_suite.run(
-    autoencoder, data, out, fit=fit, started=started, **settings
+    autoencoder,
+    data,
+    out,
+    fit=fit,
+    lpips_fn=lpips and judges.of_clips(judges.load(lpips)),
+    started=started,
+    **settings,
   )
 
 

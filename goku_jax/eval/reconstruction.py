@@ -144,7 +144,11 @@ class LatentFigures:
     }
 
 
-CODERS = {"autoencoder": "autoencoder", "linear": "linear coder (PCA)"}
+CODERS = {
+  "autoencoder": "autoencoder",
+  "whole": "autoencoder, whole frames",
+  "linear": "linear coder (PCA)",
+}
 _COLUMNS = {
   "psnr": ("PSNR, dB", ".2f"),
   "ssim": ("SSIM", ".4f"),
@@ -159,7 +163,7 @@ def report_markdown(result: dict) -> str:
   Args:
     result: for each name in CODERS what `Means.result` returned, if it was
       measured; `latents` as of `LatentFigures.result`; `num_clips`,
-      `num_trimmed` and `settings`.
+      `num_trimmed`, `settings`, and `tile_psnr` where tiles were measured.
   """
   figures = [(name, "") for name in _COLUMNS]
   figures += [(name, "_first") for name in _COLUMNS if name != "flicker"]
@@ -203,6 +207,11 @@ def _notes(result):
     yield (
       f"{result['num_trimmed']} clips lost frames at their end, since their"
       " number was not one more than a multiple of the stride."
+    )
+  if "tile_psnr" in result:
+    yield (
+      f"Tiles are {result['tile_psnr']:.2f} dB from whole frames (PSNR of one"
+      " reconstruction against the other)."
     )
   if "lpips" not in result["autoencoder"]:
     yield "LPIPS was not measured: no weights of its network were given."

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from goku_jax import job
-from goku_jax.data import transforms, video_io
+from goku_jax.data import transforms, video_io, videos
 from goku_jax.eval import linear_coder, reconstruction
 from goku_jax.models import vae_stream
 from goku_jax.sample import restore
@@ -29,6 +29,12 @@ NUM_SHOWN = 3  # clips of the strip
 AMPLIFIED = 4  # times the difference, around grey
 
 
+# The least value of a setting.
+LEAST = dict(
+  num_clips=0, clips_per_file=1, num_frames=1, fps=0, chunk=0, tile=0
+)
+
+
 class Settings(NamedTuple):
   """The section `evals.reconstruction` of a config."""
 
@@ -36,10 +42,13 @@ class Settings(NamedTuple):
   clips_per_file: int  # at most, one after the other from the first frame on
   num_frames: int  # of a clip; a shorter file is one shorter clip
   size: tuple[int, int]  # height, width; (0, 0): those of the file
+  scale: bool  # until it just covers the size; else cut out as it is
+  held_out: float  # judged are the files that training holds out; 0: all
   fps: float  # 0: that of the file
   frames: str  # beyond 4k+1: trim or refuse
   chunk: int  # frames through the autoencoder at once; 0: all
   tile: int  # pixels of the sides of tiles; 0: whole frames
+  tile_error: bool  # measure tiles against whole frames too
 
 
 def run(
@@ -59,7 +68,7 @@ def run(
     data: folder of videos and pictures.
     out: folder of report.md, report.json and strip.png.
     fit: folder of training clips, for the linear coder; None leaves it out.
-    lpips_fn: LPIPS [T] of two uint8 clips [T, H, W, 3]; None leaves it out.
+    lpips_fn: as of `lpips.of_clips`; None leaves LPIPS out.
     started: what `seconds` counts from, in seconds of the epoch.
     settings: as of `Settings`.
   """
@@ -67,18 +76,23 @@ def run(
   model, params = autoencoder.model, jax.device_put(autoencoder.params)
   stride = model.config.stride
   options = check_settings(stride, **settings)
-  files = find_files(data, options)
+  files = find_files(data, options, "held_out")
   coders = {}
   if fit:
-    clips = read_clips(find_files(fit, options), stride, options, "fit")
+    training = find_files(fit, options, "train")
+    clips = read_clips(training, stride, options, "fit")
     coder = linear_coder.fit(
       (video for _, video, _ in clips), stride, model.config.latent_channels
     )
     coders["linear"] = functools.partial(linear_coder.reconstruct, coder)
+  if options.tile_error:
+    whole = options._replace(tile=0)
+    coders["whole"] = lambda real: through(model, params, real, whole)[0]
   names = ("autoencoder", *coders)
   means = {name: reconstruction.Means(options.num_frames) for name in names}
   latents = reconstruction.LatentFigures()
   num_clips = num_frames = num_trimmed = 0
+  tile_psnr = []
   shown = dict.fromkeys(spread(files, NUM_SHOWN))
   for path, real, trimmed in read_clips(files, stride, options, "reconstruct"):
     video, mean, logvar = through(model, params, real, options)
@@ -87,6 +101,9 @@ def run(
     made |= {name: reconstruct(real) for name, reconstruct in coders.items()}
     for name, video in made.items():
       means[name].add(reconstruction.frame_figures(real, video, lpips_fn))
+    if options.tile_error:
+      figures = reconstruction.frame_figures(made["whole"], made["autoencoder"])
+      tile_psnr.append(figures["psnr"].mean())
     num_clips, num_frames = num_clips + 1, num_frames + len(real)
     num_trimmed += trimmed > 0
     if path in shown and shown[path] is None:
@@ -94,6 +111,7 @@ def run(
   result = {
     **{name: found.result() for name, found in means.items()},
     "latents": latents.result(),
+    **({"tile_psnr": float(np.mean(tile_psnr))} if tile_psnr else {}),
     "num_clips": num_clips,
     "num_frames": num_frames,
     "num_trimmed": num_trimmed,
@@ -113,26 +131,32 @@ def check_settings(stride, **settings) -> Settings:
   wrong = lambda name, says: UserError(
     f"evals.reconstruction.{name}={getattr(options, name)!r}: {says}"
   )
-  for name in ("num_clips", "fps", "chunk", "tile"):
-    if getattr(options, name) < 0:
-      raise wrong(name, "set 0 or more")
-  for name in ("clips_per_file", "num_frames"):
-    if getattr(options, name) < 1:
-      raise wrong(name, "set 1 or more")
+  for name, least in LEAST.items():
+    if getattr(options, name) < least:
+      raise wrong(name, f"set {least} or more")
   if options.size != (0, 0) and min(options.size) < 1:
     raise wrong("size", "set height and width, or (0, 0) for those of the file")
+  if not 0 <= options.held_out < 1:
+    raise wrong("held_out", "set 0 or more, below 1")
   if options.frames not in transforms.REST:
     raise wrong("frames", f"set one of {', '.join(transforms.REST)}")
-  if options.chunk % stride[0]:
-    raise wrong("chunk", f"set a multiple of the stride, {stride[0]} frames")
-  if options.tile % stride[1]:
-    raise wrong("tile", f"set a multiple of the stride, {stride[1]} pixels")
+  if options.tile_error and not options.tile:
+    raise wrong("tile_error", "set tile too")
+  for name, n, unit in (
+    ("chunk", stride[0], "frames"),
+    ("tile", stride[1], "pixels"),
+  ):
+    if getattr(options, name) % n:
+      raise wrong(name, f"set a multiple of the stride, {n} {unit}")
   return options
 
 
-def find_files(folder, options: Settings) -> list[pathlib.Path]:
+def find_files(folder, options: Settings, split) -> list[pathlib.Path]:
   """The files that `num_clips` clips come from, evenly over the names."""
   files = video_io.list_videos(folder)
+  if options.held_out:
+    names = {videos.name_of(path, folder): path for path in files}
+    files = videos.split_shots(names, split, options.held_out)
   num = -(-options.num_clips // options.clips_per_file)
   return spread(files, num) if num else files
 
@@ -153,7 +177,9 @@ def read_clips(
     for path, video_THWC in clips:
       video_THWC = transforms.check_pixels(video_THWC, path)
       if options.size != (0, 0):
-        video_THWC = transforms.resize_and_crop(video_THWC, options.size)
+        if options.scale:
+          video_THWC = transforms.resize_to_cover(video_THWC, options.size)
+        video_THWC = transforms.crop_centre(video_THWC, options.size, path)
       kept = transforms.trim_frames(video_THWC, stride[0], options.frames, path)
       trimmed = len(video_THWC) - len(kept)
       if trimmed:

@@ -1,49 +1,67 @@
-"""The 3x3x3 convolution, in the form that each backend computes fastest.
+"""Convolutions of three frames, in the form that each backend computes fastest.
 
-Letters: B clips, T H W frames, height, width, C D channels in and out.
+Letters: B clips, T H W frames, height, width, C D channels in and out; t h w
+after a stride.
 """
+
+import functools
 
 import jax
 from jaxtyping import Array, Float
 
+SAME = ((1, 1), (1, 1))  # zeros before and after height and width
+
 
 def conv3d(
-  x_BTHWC: Float[Array, "B T H W C"], kernel: Float[Array, "3 3 3 C D"]
-) -> Float[Array, "B t H W D"]:
-  """Two frames fewer than it is given; zeros beyond the sides."""
+  x_BTHWC: Float[Array, "B T H W C"],
+  kernel: Float[Array, "3 _ _ C D"],
+  stride: int = 1,
+  sides=SAME,
+) -> Float[Array, "B t h w D"]:
+  """Every `stride`th frame, row and column of a convolution.
+
+  Zeros stand beyond the sides, and no frame before the first or after the
+  last: without a stride there are two fewer than it is given.
+  """
+  form = dict(stride=stride, sides=sides)
   return jax.lax.platform_dependent(
-    x_BTHWC, kernel, cpu=sum_of_planes, default=volume
+    x_BTHWC,
+    kernel,
+    cpu=functools.partial(sum_of_planes, **form),
+    default=functools.partial(volume, **form),
   )
 
 
-def volume(x_BTHWC, kernel):
+def volume(x_BTHWC, kernel, stride=1, sides=SAME):
   """XLA's own, which TPUs and GPUs have kernels for."""
   return jax.lax.conv_general_dilated(
     x_BTHWC,
     kernel,
-    (1, 1, 1),
-    ((0, 0), (1, 1), (1, 1)),
+    (stride,) * 3,
+    ((0, 0), *sides),
     dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
   )
 
 
-def sum_of_planes(x_BTHWC, kernel):
+def sum_of_planes(x_BTHWC, kernel, stride=1, sides=SAME):
   """The sum of three 2-D convolutions, one for each tap in time.
 
-  XLA's CPU backend computes 3-D ones by a slow path of its own: this is 1.5
-  to 2.4 times faster at 64 to 256 channels (`bench --suite=vae`), and needs
-  no copy of three frames' channels side by side.
+  XLA's CPU backend computes 3-D ones by a slow path of its own, and their
+  gradients with a stride by a very slow one: this is 1.5 to 2.4 times faster at
+  64 to 256 channels (`bench --suite=vae`), and needs no copy of three frames'
+  channels side by side.
   """
   B, T, H, W, C = x_BTHWC.shape
 
   def tap(i):
-    planes = x_BTHWC[:, i : i + T - 2].reshape(-1, H, W, C)
-    return jax.lax.conv_general_dilated(
-      planes,
+    planes = x_BTHWC[:, i : T - 2 + i : stride]
+    y = jax.lax.conv_general_dilated(
+      planes.reshape(-1, H, W, C),
       kernel[i],
-      (1, 1),
-      "SAME",
+      (stride, stride),
+      sides,
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+    return y.reshape(B, planes.shape[1], *y.shape[1:])
 
-  return (tap(0) + tap(1) + tap(2)).reshape(B, T - 2, H, W, kernel.shape[-1])
+  return tap(0) + tap(1) + tap(2)

@@ -7,7 +7,6 @@ Letters: B clips, T H W frames, height, width, C D channels in and out; t h w
 of patches.
 """
 
-import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from goku_jax.models.conv import conv3d
 from goku_jax.models.vae_layers import GroupNorm
 
 KERNEL = (3, 4, 4)  # frames, height, width
@@ -58,50 +58,10 @@ class _Conv(nn.Module):
     shape = (*KERNEL, x_BTHWC.shape[-1], self.channels)
     kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
     bias = self.param("bias", nn.initializers.zeros_init(), shape[-1:])
-    return strided(x_BTHWC, self.scale_fn(kernel), self.stride) + bias
-
-
-def strided(x_BTHWC, kernel, stride: int):
-  """The convolution, in the form that each backend computes fastest.
-
-  XLA's CPU backend takes seconds for the gradient of a 3-D one with a stride;
-  see `conv.py`.
-  """
-  low, high = 1, 1 if stride == 2 else 2  # an even kernel, sides kept or halved
-  x_BTHWC = jnp.pad(x_BTHWC, ((0, 0), (1, 1), *((low, high),) * 2, (0, 0)))
-  return jax.lax.platform_dependent(
-    x_BTHWC,
-    kernel,
-    cpu=functools.partial(_sum_of_planes, stride=stride),
-    default=functools.partial(_volume, stride=stride),
-  )
-
-
-def _volume(x_BTHWC, kernel, stride):
-  return jax.lax.conv_general_dilated(
-    x_BTHWC,
-    kernel,
-    (stride,) * 3,
-    "VALID",
-    dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
-  )
-
-
-def _sum_of_planes(x_BTHWC, kernel, stride):
-  B, T, H, W, C = x_BTHWC.shape
-
-  def tap(i):
-    planes = x_BTHWC[:, i : T - 2 + i : stride]
-    y = jax.lax.conv_general_dilated(
-      planes.reshape(-1, H, W, C),
-      kernel[i],
-      (stride, stride),
-      "VALID",
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    return y.reshape(B, planes.shape[1], *y.shape[1:])
-
-  return tap(0) + tap(1) + tap(2)
+    x_BTHWC = jnp.pad(x_BTHWC, ((0, 0), (1, 1), *((0, 0),) * 3))
+    # An even kernel: sides stay as they are, or are halved.
+    sides = ((1, 1 if self.stride == 2 else 2),) * 2
+    return conv3d(x_BTHWC, self.scale_fn(kernel), self.stride, sides) + bias
 
 
 class _Kernel(nn.Module):

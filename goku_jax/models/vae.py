@@ -21,6 +21,7 @@ from typing import Any
 
 import einops
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -340,3 +341,9 @@ def make_vae(variant: str, *, dtype: str = "float32", **sizes) -> VAE:
       f" {len(config.multipliers) - 1} downsamplings to choose from"
     )
   return VAE(config)
+
+
+def abstract_params(model: VAE):
+  """Shapes and dtypes of the parameters."""
+  clip = jnp.zeros((1, 1, *model.config.stride[1:], 3))
+  return jax.eval_shape(model.init, jax.random.key(0), clip)["params"]

@@ -6,9 +6,10 @@ import pathlib
 import jax
 import numpy as np
 
-from goku_jax import checkpoint, job, weights
+from goku_jax import job, weights
 from goku_jax.data import digits, sources
-from goku_jax.models import vae, vae_stream
+from goku_jax.models import vae_stream
+from goku_jax.sample.restore import restore_vae
 from goku_jax.typing import UserError
 
 CHUNK = 64  # clips encoded at once
@@ -21,7 +22,11 @@ def prepare(config, workdir) -> dict:
   if (folder / sources.MANIFEST).exists():
     print(f"{folder} is whole already", flush=True)
     return _summary(sources.Latents(folder))
-  model, about, params, step = load_vae(**config.vae)
+  if not config.vae.workdir:
+    raise UserError(
+      "set --config.vae.workdir to a run of stage=vae or a folder of weights"
+    )
+  model, about, params, step = restore_vae(**config.vae)
   # What came with the weights stays, so that their latents are everybody's.
   given = {k: about[k] for k in STATISTICS if k in about}
   raw = digits.Digits(seed=config.seed, **config.data.digits)
@@ -44,36 +49,6 @@ def prepare(config, workdir) -> dict:
   weights.save(folder / "vae", params, {**writer.statistics(), **about})
   writer.finish()  # the manifest comes last: it makes the folder whole
   return _summary(sources.Latents(folder))
-
-
-def load_vae(workdir: str | None, step: int | None):
-  """Model, config, averaged parameters and step of an autoencoder.
-
-  Args:
-    workdir: of a run, or a folder of weights that `convert` wrote.
-    step: of a run; the newest whole one if not given.
-
-  Returns:
-    The model; the config of a folder of weights (`model`, and `latent_mean`
-    and `latent_std` where they are known); the parameters; the step, or None.
-  """
-  if not workdir:
-    raise UserError(
-      "set --config.vae.workdir to a run of stage=vae or a folder of weights"
-    )
-  if (pathlib.Path(workdir) / weights.WEIGHTS).exists():
-    if step is not None:
-      raise UserError(f"{workdir} has no steps: it is a folder of weights")
-    params, config = weights.load(workdir)
-    if "model" not in config or "encoder" not in params:
-      raise UserError(f"{workdir} holds weights, but of no autoencoder")
-    return vae.make_vae(**config["model"]), config, params, None
-  sizes = job.load_config(workdir, "vae").model.to_dict()
-  model = vae.make_vae(**sizes)
-  clip = np.zeros((1, 1, *(4 * s for s in model.config.stride[1:]), 3))
-  abstract = jax.eval_shape(model.init, jax.random.key(0), clip)["params"]
-  step, params = checkpoint.restore_run(workdir, "ema", abstract, step)
-  return model, {"model": sizes}, params, step
 
 
 def encode(model, params, raw, progress, first: int = 0):

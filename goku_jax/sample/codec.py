@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from goku_jax import weights
+from goku_jax import trees, weights
 from goku_jax.models import vae, vae_stream
+from goku_jax.typing import UserError
 
 FOLDER = "vae"
 CHUNK = 16  # clips decoded at once
@@ -32,8 +33,7 @@ def load_codec(folder) -> Codec:
   folder = pathlib.Path(folder) / FOLDER
   if not folder.exists():
     return Codec()
-  params, config = weights.load(folder)
-  model = vae.make_vae(**config["model"])
+  model, config, params = load_vae(folder)
   return Codec(
     stride=tuple(model.config.stride),
     channels=model.config.latent_channels,
@@ -42,6 +42,21 @@ def load_codec(folder) -> Codec:
     mean=np.asarray(config["latent_mean"], np.float32),
     std=np.asarray(config["latent_std"], np.float32),
   )
+
+
+def load_vae(folder):
+  """Model, config and parameters of an autoencoder that is a weights folder.
+
+  Raises:
+    UserError: it is damaged, or holds the weights of something else.
+  """
+  params, config = weights.load(folder)
+  if "model" not in config:
+    raise UserError(f"{folder} holds weights, but of no autoencoder")
+  model = vae.make_vae(**config["model"])
+  wanted = trees.shapes(vae.abstract_params(model))
+  trees.check_shapes(trees.shapes(params), wanted, f"the weights in {folder}")
+  return model, config, params
 
 
 def latent_shape(codec: Codec, num_frames: int, height: int, width: int):

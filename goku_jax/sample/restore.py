@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from goku_jax import checkpoint, job
 from goku_jax import weights as folders
@@ -58,9 +57,13 @@ def restore(workdir, *, step: int | None = None, weights: str = "ema"):
 
 
 class RestoredVAE(NamedTuple):
-  """An autoencoder with its parameters."""
+  """An autoencoder with its parameters.
+
+  `config` has `model`, and `latent_mean` and `latent_std` where they are known.
+  """
 
   model: vae.VAE
+  config: dict
   params: Any
   step: int | None  # None: a folder of weights, which has no steps
 
@@ -69,24 +72,21 @@ def restore_vae(workdir, *, step: int | None = None, weights: str = "ema"):
   """The autoencoder of a run of stage=vae, or of a folder of weights.
 
   Raises:
-    UserError: as `restore`, or the folder is damaged.
+    UserError: as `restore`; the folder is damaged, has the weights of something
+      else, or a step is asked for.
   """
   _check_weights(weights)
   if folders.exists(workdir):
-    params, config = folders.load(workdir)
-    model = vae.make_vae(**config["model"])
-    return RestoredVAE(model, params, None)
+    if step is not None:
+      raise UserError(f"{workdir} has no steps: it is a folder of weights")
+    model, config, params = codecs.load_vae(workdir)
+    return RestoredVAE(model, config, params, None)
   sizes = job.load_config(workdir, "vae").model.to_dict()
   model = vae.make_vae(**sizes)
   step, params = checkpoint.restore_run(
-    workdir, weights, _abstract_vae(model), step
+    workdir, weights, vae.abstract_params(model), step
   )
-  return RestoredVAE(model, params, step)
-
-
-def _abstract_vae(model):
-  clip = np.zeros((1, 1, *(4 * s for s in model.config.stride[1:]), 3))
-  return jax.eval_shape(model.init, jax.random.key(0), clip)["params"]
+  return RestoredVAE(model, {"model": sizes}, params, step)
 
 
 def _check_weights(weights):

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from goku_jax import weights
 from goku_jax.data import digits, pipeline, videos
+from goku_jax.eval import lpips
 from goku_jax.models import discriminator, vae
-from goku_jax.models.judges import lpips
 from goku_jax.parallel.batch import check_rows
 from goku_jax.parallel.frames import shard_frames
 from goku_jax.sample.codec import to_uint8
@@ -82,13 +81,7 @@ def _read_loss(config):
       " loss.lpips_weight=0"
     )
   if loss.get("lpips_weight"):
-    params, _ = weights.load(path)
-    wrong = lpips.check_params(params)
-    if wrong:
-      raise UserError(f"loss.lpips_path={path} is not LPIPS: {wrong}")
-    loss["lpips_fn"] = functools.partial(
-      lpips.LPIPS().apply, {"params": params}
-    )
+    loss["lpips_fn"] = lpips.load(path)
   return loss, gan if gan and gan["weight"] else None
 
 

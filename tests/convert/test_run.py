@@ -9,7 +9,7 @@ from goku_jax.convert import formats
 from goku_jax.data import sources, video_io
 from goku_jax.models import vae, vae_stream
 from goku_jax.prepare import latents
-from goku_jax.sample import codec
+from goku_jax.sample import codec, restore
 from goku_jax.typing import UserError
 from tests import runs
 
@@ -60,7 +60,7 @@ def test_latents_are_measured_on_a_folder_of_any_sizes(trained, tmp_path):
   )
   assert len(one) == 4
   assert one != two
-  with pytest.raises(UserError, match="has no files"):
+  with pytest.raises(UserError, match="holds no video or picture"):
     convert(trained, tmp_path / "out", data=str(tmp_path / "none"))
   with pytest.raises(UserError, match="needs --data=FOLDER"):
     convert(trained, tmp_path / "out")
@@ -99,10 +99,24 @@ def test_prepare_and_sample_take_a_folder_of_weights(
   video = codec.decode(loaded, [source[0]["mean"]])[0]
   assert video.shape[1:] == (16, 16, 3)
   with pytest.raises(UserError, match="has no steps"):
-    latents.load_vae(str(tmp_path / "vae"), 3)
+    restore.restore_vae(tmp_path / "vae", step=3)
 
 
 def test_weights_of_another_kind_are_no_autoencoder(tmp_path):
   weights.save(tmp_path, {"w": np.ones(3)}, {})
   with pytest.raises(UserError, match="weights, but of no autoencoder"):
-    latents.load_vae(str(tmp_path), None)
+    restore.restore_vae(tmp_path)
+  model = vae.make_vae("debug")
+  tree = jax.tree.map(
+    lambda x: np.zeros(x.shape, np.float32), vae.abstract_params(model)
+  )
+  tree["encoder"]["other"] = tree["encoder"].pop("patch_in")
+  tree["decoder"]["conv_in"]["bias"] = np.zeros(1, np.float32)
+  weights.save(tmp_path, tree, {"model": {"variant": "debug"}})
+  with pytest.raises(UserError) as error:
+    restore.restore_vae(tmp_path)
+  assert str(error.value).endswith(
+    "are not of this architecture: 2 missing (encoder/patch_in/bias), 2"
+    " unexpected (encoder/other/bias), 1 misshapen (decoder/conv_in/bias (1,)"
+    " for (16,))"
+  )

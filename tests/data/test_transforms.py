@@ -12,6 +12,12 @@ def clip(T, H, W):
   return rng.integers(0, 256, (T, H, W, 3), np.uint8)
 
 
+def cover(video, size):
+  return transforms.crop_centre(
+    transforms.resize_to_cover(video, size), size, "x"
+  )
+
+
 def test_uint8_is_taken_as_it_is():
   video = clip(2, 3, 4)
   assert transforms.check_pixels(video, "x") is video
@@ -46,28 +52,26 @@ def test_other_pixels_are_refused_by_the_name_of_their_file(video, says):
 @pytest.mark.parametrize("size", [(6, 6), (8, 4), (3, 9), (1, 1), (40, 30)])
 @pytest.mark.parametrize("sides", [(12, 20), (20, 12), (7, 7), (1, 1)])
 def test_a_crop_has_the_size_asked_for(size, sides):
-  fitted = transforms.resize_and_crop(clip(2, *sides), size)
+  fitted = cover(clip(2, *sides), size)
   assert fitted.shape == (2, *size, 3)
 
 
 def test_a_clip_of_the_size_is_left_alone():
   video = clip(2, 6, 8)
-  np.testing.assert_array_equal(
-    transforms.resize_and_crop(video, (6, 8)), video
-  )
+  np.testing.assert_array_equal(cover(video, (6, 8)), video)
 
 
 def test_the_centre_stays_when_no_side_is_scaled():
   video = clip(2, 6, 11)
-  np.testing.assert_array_equal(
-    transforms.resize_and_crop(video, (6, 6)), video[:, :, 2:8]
-  )
+  np.testing.assert_array_equal(cover(video, (6, 6)), video[:, :, 2:8])
+  with pytest.raises(UserError, match="x: frames of 6x11 have no centre of 7x"):
+    transforms.crop_centre(video, (7, 6), "x")
 
 
 def test_scaling_down_is_antialiased():
   stripes = np.zeros((1, 64, 64, 3), np.uint8)
   stripes[:, :, ::2] = 255
-  fitted = transforms.resize_and_crop(stripes, (16, 16))[:, :, 2:-2]
+  fitted = transforms.resize_to_cover(stripes, (16, 16))[:, :, 2:-2]
   assert np.abs(fitted - 127.5).max() < 16
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from goku_jax import job, weights
-from goku_jax.data import transforms, video_io
+from goku_jax.data import transforms, video_io, videos
 from goku_jax.eval import reconstruction_suite
 from goku_jax.models import vae
 from goku_jax.sample import restore
@@ -29,17 +29,21 @@ SETTINGS = dict(
   clips_per_file=1,
   num_frames=9,
   size=(24, 32),
+  scale=True,
+  held_out=0.0,
   fps=0.0,
   frames="trim",
   chunk=0,
   tile=0,
+  tile_error=False,
 )
 
 
 @pytest.fixture(scope="module")
 def autoencoder():
   init = jax.jit(MODEL.init)(jax.random.key(0), np.zeros((1, 1, 16, 16, 3)))
-  return restore.RestoredVAE(MODEL, runs.stirred(init["params"], 0.05), 3)
+  params = runs.stirred(init["params"], 0.05)
+  return restore.RestoredVAE(MODEL, {}, params, 3)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +107,8 @@ def test_figures_are_of_the_first_frames_of_each_film(
   psnr = []
   for path in video_io.list_videos(films):
     video = video_io.read_video(path)[0][: SETTINGS["num_frames"]]
-    video = transforms.resize_and_crop(video, SETTINGS["size"])
+    video = transforms.resize_to_cover(video, SETTINGS["size"])
+    video = transforms.crop_centre(video, SETTINGS["size"], path)
     params, pixels = autoencoder.params, jnp.float32(video[None] / 127.5 - 1)
     made = to_uint8(np.asarray(apply({"params": params}, pixels)[0][0]))
     error = made.astype(float) - video
@@ -113,14 +118,19 @@ def test_figures_are_of_the_first_frames_of_each_film(
   assert found["psnr"] == pytest.approx(np.mean(psnr), abs=1e-3)
 
 
-def test_chunks_change_no_figure_and_tiles_little(judge, films):
+def test_chunks_change_no_figure_and_tiles_little(judge, films, tmp_path):
   whole = judge(films)["autoencoder"]
   chunks = judge(films, chunk=4)["autoencoder"]
-  tiles = judge(films, tile=16)["autoencoder"]
+  result = judge(films, tile=16, tile_error=True)
+  tiles = result["autoencoder"]
   assert chunks["psnr"] == pytest.approx(whole["psnr"], abs=1e-3)
   assert chunks["flicker"] == pytest.approx(whole["flicker"], rel=1e-3)
   assert tiles["psnr"] == pytest.approx(whole["psnr"], abs=1)
   assert tiles["psnr"] != whole["psnr"]
+  assert result["whole"]["psnr"] == pytest.approx(whole["psnr"], abs=1e-3)
+  assert 20 < result["tile_psnr"] < 100
+  page = (tmp_path / "report.md").read_text()
+  assert f"Tiles are {result['tile_psnr']:.2f} dB from whole frames" in page
 
 
 def test_any_size_is_judged_at_that_size(judge, films, tmp_path):
@@ -181,7 +191,9 @@ def test_clips_come_evenly_from_all_files(judge, tmp_path):
 
   def read(**changes):
     wanted = options(**changes)
-    files = reconstruction_suite.find_files(tmp_path / "data", wanted)
+    files = reconstruction_suite.find_files(
+      tmp_path / "data", wanted, "held_out"
+    )
     clips = reconstruction_suite.read_clips(files, (4, 4, 4), wanted, "")
     return [(int(path.stem), len(video)) for path, video, _ in clips]
 
@@ -190,6 +202,12 @@ def test_clips_come_evenly_from_all_files(judge, tmp_path):
   twice = [(0, 9), (0, 9), (8, 9)]
   assert read(num_clips=3, clips_per_file=2) == twice
   assert len(read(clips_per_file=5)) == 18
+  held_out = videos.Videos(
+    tmp_path / "data", "held_out", num_frames=5, crop=4, held_out=0.5
+  )
+  wanted = [(int(shot.path.stem), 9) for shot in held_out.shots]
+  assert 0 < len(wanted) < 9
+  assert read(held_out=0.5) == wanted
 
 
 def test_memory_does_not_grow_with_the_number_of_clips(judge, tmp_path):
@@ -236,10 +254,12 @@ def test_pixels_of_another_range_name_the_file(judge, tmp_path, video, says):
     dict(num_frames=0),
     dict(size=(0, 8)),
     dict(size=(-8, 8)),
+    dict(held_out=1.0),
     dict(fps=-1.0),
     dict(frames="pad"),
     dict(chunk=6),
     dict(tile=10),
+    dict(tile_error=True),
   ],
 )
 def test_a_wrong_setting_is_one_line(judge, films, changes):
@@ -261,7 +281,11 @@ def test_a_folder_of_weights_is_judged_as_its_run(autoencoder, tmp_path):
   ("stage", "args", "says"),
   [
     ("vae", ["--suite=reconstruction"], "missing --data"),
-    ("flow", ["--data=x"], "--data and --fit are for --suite=reconstruction"),
+    (
+      "flow",
+      ["--data=x"],
+      "--data, --fit and --lpips are for --suite=reconstruction",
+    ),
     (
       "flow",
       ["--suite=reconstruction", "--data=x"],

@@ -9,14 +9,17 @@ import pytest
 from goku_jax.models import conv
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 1, 1, 1), (2, 5, 4, 7, 3)])
-def test_the_sum_of_planes_is_the_volume(shape):
+@pytest.mark.parametrize("side", [3, 4])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(1, 3, 2, 2, 1), (2, 5, 4, 7, 3)])
+def test_the_sum_of_planes_is_the_volume(shape, stride, side):
   x = jax.random.normal(jax.random.key(0), shape)
-  kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, shape[-1], 2))
+  kernel = jax.random.normal(jax.random.key(1), (3, side, side, shape[-1], 2))
 
   def run(fn):
-    loss = lambda x, kernel: jnp.sum(jnp.sin(fn(x, kernel)))
-    return fn(x, kernel), jax.grad(loss, (0, 1))(x, kernel)
+    forward = lambda x, kernel: fn(x, kernel, stride)
+    loss = lambda x, kernel: jnp.sum(jnp.sin(forward(x, kernel)))
+    return forward(x, kernel), jax.grad(loss, (0, 1))(x, kernel)
 
   chex.assert_trees_all_close(
     run(conv.sum_of_planes), run(conv.volume), rtol=1e-4, atol=1e-5

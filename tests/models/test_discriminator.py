@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from goku_jax.models import discriminator
 from goku_jax.models.discriminator import KERNEL, Discriminator
 
 SIZES = dict(width=8, num_layers=2)
@@ -46,16 +45,3 @@ def test_spectral_norm_takes_the_size_out_of_weights():
   np.testing.assert_allclose(model.apply(large, video), scores, rtol=1e-4)
   steep = jax.grad(lambda x: model.apply(variables, x).sum())(video)
   assert jnp.abs(steep).max() > 0
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_both_forms_of_a_convolution_are_one(stride):
-  x = jax.random.normal(jax.random.key(0), (2, 7, 10, 12, 3))
-  kernel = jax.random.normal(jax.random.key(1), (*KERNEL, 3, 4))
-  one, two = discriminator._sum_of_planes, discriminator._volume
-  np.testing.assert_allclose(
-    one(x, kernel, stride), two(x, kernel, stride), atol=1e-4
-  )
-  sides = {1: (7, 10, 12), 2: (4, 5, 6)}
-  shape = discriminator.strided(x, kernel, stride).shape
-  assert shape == (2, *sides[stride], 4)

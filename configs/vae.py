@@ -26,11 +26,17 @@ from ml_collections import config_dict
 
 from configs import common
 
-# Crop in pixels, clips and images a step, steps, learning rate.
+# Crop in pixels, clips and images a step, steps, learning rate, weight of L2.
 SIZES = {
-  "goku": dict(crop=256, num_clips=32, num_images=32, steps=200_000, rate=1e-4),
-  "small": dict(crop=128, num_clips=1, num_images=4, steps=4_000, rate=1e-3),
-  "debug": dict(crop=16, num_clips=8, num_images=8, steps=20, rate=2e-3),
+  "goku": dict(
+    crop=256, num_clips=32, num_images=32, steps=200_000, rate=1e-4, l2=0.0
+  ),
+  "small": dict(
+    crop=64, num_clips=1, num_images=2, steps=6_000, rate=1e-3, l2=5.0
+  ),
+  "debug": dict(
+    crop=16, num_clips=8, num_images=8, steps=20, rate=2e-3, l2=1.0
+  ),
 }
 
 
@@ -73,7 +79,7 @@ def get_config(arg=None):
   )
   config.loss = dict(
     l1_weight=1.0,
-    l2_weight=1.0,
+    l2_weight=size["l2"],
     kl_weight=1e-5,  # of the mean over latent numbers
     lpips_weight=1.0 if goku else 0.0,
     lpips_path=config_dict.placeholder(str),  # by convert --format=lpips

@@ -360,15 +360,19 @@ def contact_sheet(
   rows: list[list[np.ndarray]],
   captions: list[list[str]],
   path,
+  *,
+  frame_height: int = 64,
 ) -> None:
   """Writes a PNG that shows each video as a strip of frames, first to last.
 
   Args:
     rows: videos [T, H, W, 3] or images [H, W, 3], row by row, any sizes.
     captions: the text above each of them, in the same nesting.
+    frame_height: in pixels, of all.
   """
   buffer = io.BytesIO()
-  _sheet(rows, captions, num_frames=5, frame_height=64).save(buffer, "png")
+  sheet = _sheet(rows, captions, num_frames=5, frame_height=frame_height)
+  sheet.save(buffer, "png")
   _write(pathlib.Path(path), buffer.getvalue())
 
 

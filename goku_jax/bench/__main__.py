@@ -1,6 +1,7 @@
 """Measures speed and memory.
 
   python -m goku_jax.bench --suite=vae --json=FILE
+  python -m goku_jax.bench --suite=conv --rounds=10
 
 The suite `vae` encodes and decodes one clip by the autoencoder of CogVideoX's
 size and by diffusers' PyTorch module of the same weights, in turns, and tells
@@ -9,13 +10,20 @@ over ours: above 1, ours is faster. `difference` is how far their outputs are
 apart, over the largest value. `memory` has the peak of the process, in GiB, for
 clips of growing length through the small autoencoder, streamed and whole.
 Needs the extra `parity`; a round takes minutes on a few cores.
+
+The suite `conv` has the two forms of the 3-D convolution that the autoencoder
+chooses from by backend. Its ratios are the time of XLA's own over that of the
+sum of planes.
 """
+
+import os
+import platform
 
 from absl import flags
 
 from goku_jax import job
 
-SUITES = ("vae",)
+SUITES = ("vae", "conv")
 
 flags.DEFINE_string("suite", None, f"what is measured: {', '.join(SUITES)}")
 flags.DEFINE_integer("rounds", 3, "the fastest of them counts", lower_bound=1)
@@ -30,8 +38,10 @@ def main(suite, rounds, num_frames, size, width, dtype, memory_frames):
   """Returns the figures of the suite."""
   if suite not in SUITES:
     raise job.UserError(f"--suite={suite} is not one of {', '.join(SUITES)}")
-  from goku_jax.bench import vae  # jax is slow to import
+  from goku_jax.bench import conv, vae  # jax is slow to import
 
+  if suite == "conv":
+    return {**conv.compare(rounds, dtype), **_machine(dtype)}
   return {
     **vae.compare(rounds, (num_frames, size, size), width, dtype),
     "memory": {
@@ -39,7 +49,20 @@ def main(suite, rounds, num_frames, size, width, dtype, memory_frames):
       for num_frames in memory_frames
       for way in vae.WAYS
     },
-    **vae.machine(),
+    **_machine(dtype),
+  }
+
+
+def _machine(dtype):
+  """What the figures are of."""
+  import jax
+
+  return {
+    "dtype": dtype,
+    "device": jax.devices()[0].device_kind,
+    "cores": len(os.sched_getaffinity(0)),
+    "python": platform.python_version(),
+    "jax": jax.__version__,
   }
 
 

@@ -8,10 +8,9 @@ Letters: B clips, T H W frames, height, width, C channels.
 """
 
 import contextlib
+import importlib.metadata
 import multiprocessing
-import os
 import pathlib
-import platform
 import tempfile
 import time
 
@@ -46,7 +45,7 @@ def compare(rounds: int, size, width: int, dtype: str) -> dict:
     "encode": rng.uniform(-1, 1, (1, *size, 3)).astype(np.float32),
     "decode": rng.standard_normal(shape).astype(np.float32),
   }
-  result = {"size": "x".join(map(str, size)), "dtype": dtype}
+  result = {"size": "x".join(map(str, size)), **_versions()}
   with contextlib.ExitStack() as stack:
     folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
     _write_weights(folder, model, sizes)
@@ -85,19 +84,13 @@ def memory(num_frames: int, size: int, way: str) -> float:
     return side.recv()
 
 
-def machine() -> dict:
-  """What the figures are of."""
-  import diffusers
-  import torch
-
-  return {
-    "device": jax.devices()[0].device_kind,
-    "cores": len(os.sched_getaffinity(0)),
-    "python": platform.python_version(),
-    "jax": jax.__version__,
-    "torch": torch.__version__,
-    "diffusers": diffusers.__version__,
-  }
+def _versions():
+  try:
+    return {n: importlib.metadata.version(n) for n in ("torch", "diffusers")}
+  except importlib.metadata.PackageNotFoundError as error:
+    raise UserError(
+      "this suite needs diffusers and torch: pip install 'goku_jax[parity]'"
+    ) from error
 
 
 def _write_weights(folder, model, sizes):

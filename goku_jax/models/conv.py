@@ -47,9 +47,8 @@ def sum_of_planes(x_BTHWC, kernel, stride=1, sides=SAME):
   """The sum of three 2-D convolutions, one for each tap in time.
 
   XLA's CPU backend computes 3-D ones by a slow path of its own, and their
-  gradients with a stride by a very slow one: this is 1.5 to 2.4 times faster at
-  64 to 256 channels (`bench --suite=vae`), and needs no copy of three frames'
-  channels side by side.
+  gradients with a stride by a very slow one (`bench --suite=conv`; docs/vae.md
+  has figures). Nor are three frames' channels copied side by side.
   """
   B, T, H, W, C = x_BTHWC.shape
 

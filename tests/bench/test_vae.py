@@ -30,5 +30,5 @@ def test_both_sides_are_measured_and_agree(tmp_path):
 
 
 def test_an_unknown_suite_is_one_line():
-  with pytest.raises(UserError, match="--suite=vea is not one of vae"):
+  with pytest.raises(UserError, match="--suite=vea is not one of vae, conv"):
     bench.main("vea", 1, 5, 16, 32, "float32", [])

@@ -77,7 +77,9 @@ def test_lpips_without_its_network_is_refused(tmp_path, folder):
     train(tmp_path, folder, loss__lpips_weight=1.0)
   weights.save(tmp_path / "other", {"head_0": np.ones(3)}, {})
   more = dict(loss__lpips_weight=1.0, loss__lpips_path=str(tmp_path / "other"))
-  with pytest.raises(UserError, match="is not LPIPS: head_0 is"):
+  with pytest.raises(
+    UserError, match="are not of this architecture: 30 missing"
+  ):
     train(tmp_path / "run", folder, **more)
 
 

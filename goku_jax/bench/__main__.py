@@ -27,7 +27,7 @@ SUITES = ("vae", "conv")
 
 flags.DEFINE_string("suite", None, f"what is measured: {', '.join(SUITES)}")
 flags.DEFINE_integer("rounds", 3, "the fastest of them counts", lower_bound=1)
-flags.DEFINE_integer("num_frames", 17, "of the clip", lower_bound=1)
+flags.DEFINE_integer("num_frames", 17, "of the clip, 8k+1", lower_bound=1)
 flags.DEFINE_integer("size", 256, "pixels of its sides", lower_bound=8)
 flags.DEFINE_integer("width", 128, "of the largest level", lower_bound=32)
 flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "computed in")

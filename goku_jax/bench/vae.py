@@ -39,6 +39,8 @@ def compare(rounds: int, size, width: int, dtype: str) -> dict:
   sizes = {"variant": "goku", "width": width, "norm": "group"}
   model = vae.make_vae(**sizes)
   T, H, W = size
+  if T % 8 != 1:  # two latents are eight frames to diffusers, not five
+    raise UserError(f"--num_frames={T}: set 8k+1, as diffusers decodes them")
   shape = model.latent_shape((1, T, H, W, 3))
   rng = np.random.default_rng(0)
   inputs = {
@@ -156,7 +158,7 @@ def _diffusers(connection, folder, inputs, dtype):
   device = "cuda" if torch.cuda.is_available() else "cpu"
   dtype = getattr(torch, dtype)
   model = diffusers.AutoencoderKLCogVideoX.from_pretrained(
-    folder, torch_dtype=dtype
+    folder, torch_dtype=dtype, low_cpu_mem_usage=False
   ).to(device)
   inputs = {
     name: torch.from_numpy(x).movedim(-1, 1).to(device, dtype)

@@ -14,7 +14,7 @@ from tests import runs
 @pytest.mark.parity
 def test_both_sides_are_measured_and_agree(tmp_path):
   command = [sys.executable, "-m", "goku_jax.bench", "--suite=vae"]
-  command += ["--size=16", "--num_frames=5", "--width=32", "--rounds=1"]
+  command += ["--size=16", "--num_frames=9", "--width=32", "--rounds=1"]
   command += ["--memory_frames=5", f"--json={tmp_path}/found.json"]
   subprocess.run(command, cwd=runs.ROOT, check=True)
   found = json.loads((tmp_path / "found.json").read_text())
@@ -29,6 +29,8 @@ def test_both_sides_are_measured_and_agree(tmp_path):
   assert memory.keys() == {"stream_5_frames_gib", "whole_5_frames_gib"}
 
 
-def test_an_unknown_suite_is_one_line():
+def test_a_mistake_is_one_line():
   with pytest.raises(UserError, match="--suite=vea is not one of vae, conv"):
     bench.main("vea", 1, 5, 16, 32, "float32", [])
+  with pytest.raises(UserError, match=r"--num_frames=5: set 8k\+1"):
+    bench.main("vae", 1, 5, 16, 32, "float32", [])

@@ -17,6 +17,7 @@ from goku_jax.sample import restore
 from goku_jax.train import __main__ as train_main
 from tests import runs
 
+pytestmark = pytest.mark.slow
 LPIPS = runpy.run_path(str(runs.ROOT / "tests/golden/lpips.py"))
 
 

@@ -36,6 +36,7 @@ def train(workdir, folder, arg="", **overrides):
   return train_main.main(read(folder, arg, **overrides), str(workdir))
 
 
+@pytest.mark.slow
 def test_a_game_that_was_stopped_goes_on_alike(tmp_path, folder):
   game = dict(loss__gan__weight=0.1, save_every_steps=2)
   result = train(tmp_path / "straight", folder, total_steps=4, **game)

@@ -44,7 +44,7 @@ EXTRAS = {
     "ImageHash>=4.3.2,<5",
     "scenedetect-headless>=0.7.2,<0.8",
   ],
-  "eval": ["scipy>=1.17.1,<2"],
+  "eval": ["scikit-image>=0.26.0,<0.28", "scipy>=1.17.1,<2"],
   "web": ["gradio>=6.31.0,<7"],
   # The references that parity tests compare with.
   "parity": [

@@ -52,7 +52,7 @@ def training(config, *, total_steps, warmup_steps, every_steps):
   )
   config.ema_decay = 0.999
   config.micro_batches = 1  # parts of a batch, one after the other
-  config.mesh = dict(replica=1, fsdp=-1)  # -1: all remaining devices
+  config.mesh = dict(replica=1, fsdp=-1, sequence=1)  # -1: all that remain
   config.keep = 2  # checkpoints
   config.log_every_steps = 1
   config.save_every_steps = every_steps
@@ -82,6 +82,12 @@ def vae(config, debug):
     num_images=8 if debug else 2,
   )
   config.loss = dict(kl_weight=1e-3, l2_weight=1.0)
+  side = config.data.digits.canvas
+  config.evals = dict(
+    reconstruction=common.reconstruction(
+      num_frames=config.data.digits.num_frames, size=(side, side)
+    )
+  )
 
 
 def prepare(config, debug):

@@ -1,7 +1,7 @@
 """Trees of arrays as flat dicts, dotted path -> array (`block.qkv.kernel`).
 
-Every leaf is fit to be saved, and what was saved is held against what is
-wanted before Orbax reads it, so that an error can name the array.
+Every leaf is fit to be saved, and what was saved, by us or by others, is held
+against what is wanted before it is used, so that an error can name the array.
 """
 
 import jax
@@ -90,3 +90,33 @@ def _restore_args(leaf):
   if sharding is None:
     return ocp.RestoreArgs(restore_type=np.ndarray)
   return ocp.ArrayRestoreArgs(sharding=sharding)
+
+
+def shapes(tree) -> dict:
+  """Shapes of arrays, or of abstract ones, by path (`block/qkv/kernel`)."""
+  return {
+    jax.tree_util.keystr(keys, simple=True, separator="/"): tuple(leaf.shape)
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+  }
+
+
+def check_shapes(found: dict, wanted: dict, name: str):
+  """Raises unless weights have the names and shapes of an architecture.
+
+  Args:
+    found: shapes by name.
+    wanted: shapes by name.
+    name: of the weights.
+  """
+  wrong = {
+    "missing": [n for n in wanted if n not in found],
+    "unexpected": [n for n in found if n not in wanted],
+    "misshapen": [
+      f"{n} {found[n]} for {wanted[n]}"
+      for n in wanted
+      if n in found and found[n] != wanted[n]
+    ],
+  }
+  told = [f"{len(n)} {what} ({n[0]})" for what, n in wrong.items() if n]
+  if told:
+    raise UserError(f"{name} are not of this architecture: {', '.join(told)}")

@@ -37,6 +37,11 @@ def save(folder, tree: dict, config: dict):
   write_whole(folder / CONFIG, (text + "\n").encode())
 
 
+def exists(folder) -> bool:
+  """Whether a folder holds weights, and not the checkpoints of a run."""
+  return (pathlib.Path(folder) / WEIGHTS).exists()
+
+
 def load(folder) -> tuple[dict, dict]:
   """Tree of numpy arrays and config of a folder, its digest checked first."""
   folder = pathlib.Path(folder)

@@ -15,6 +15,7 @@ import optax
 
 from goku_jax import checkpoint, config, manifest, trees
 from goku_jax.data import digits, packing, pipeline, sources
+from goku_jax.parallel import mesh as meshes
 from goku_jax.sample.codec import Codec
 from goku_jax.sample.restore import init_params, make_model
 from goku_jax.train import loop
@@ -121,7 +122,7 @@ def read_arrays(workdir, step=None):
 def one_step(stage, **overrides):
   """State before and after one step of the debug config, and its metrics."""
   found = read_config(stage, **overrides)
-  mesh = jax.make_mesh((1, 1), ("replica", "fsdp"), devices=jax.devices()[:1])
+  mesh = jax.make_mesh((1, 1, 1), meshes.AXES, devices=jax.devices()[:1])
   task = loop.TASKS[stage](found, mesh)
   batch = next(task.batches(0))
   rng = jax.random.key(found.seed)

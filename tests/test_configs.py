@@ -49,6 +49,18 @@ def test_the_models_of_a_config_can_be_made(arg):
   assert vae.make_vae(**config.read_config(f"{spec}vae{arg}").model)
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("variant", ["goku", "small", "debug"])
+def test_the_autoencoder_of_films_can_be_made(variant, stage):
+  spec = f"{runs.ROOT}/configs/vae.py:variant={variant},stage={stage}"
+  found = config.read_config(spec)
+  stride = vae.make_vae(**found.model).config.stride
+  latents = (found.data.videos.num_frames - 1) / stride[0] + 1
+  assert latents % (8 if stage == 2 else 1) == 0  # devices share them
+  assert stride == ((4, 4, 4) if variant == "debug" else (4, 8, 8))
+  assert config.read_config(f"{runs.ROOT}/configs/vae.py:shots").data.shots
+
+
 @pytest.mark.parametrize("condition", ["text", "class", "both"])
 def test_the_flow_model_is_steered_as_the_argument_says(condition):
   spec = f"{runs.ROOT}/configs/digits.py:debug,condition={condition}"
@@ -71,6 +83,27 @@ def test_a_wrong_argument_is_one_line(arg, says):
   with pytest.raises(UserError, match=says) as error:
     config.read_config(f"{runs.ROOT}/configs/digits.py:{arg}")
   assert "\n" not in str(error.value)
+
+
+def test_the_protocol_of_ucf101_is_that_of_the_tables():
+  spec = f"{runs.ROOT}/configs/reconstruction.py:protocol="
+  settings = config.read_config(f"{spec}ucf101").evals.reconstruction
+  assert (settings.num_frames, settings.size) == (17, (256, 256))
+  assert (settings.num_clips, settings.fps) == (0, 0)  # every file, at its rate
+  with pytest.raises(UserError, match="protocol='ucf' is not one of"):
+    config.read_config(f"{spec}ucf")
+
+
+@pytest.mark.parametrize(
+  ("arg", "says"),
+  [
+    ("variant=big", "variant='big' is not one of"),
+    ("stage=3", "stage=3 is not 1 or 2"),
+  ],
+)
+def test_a_wrong_argument_of_films_is_one_line(arg, says):
+  with pytest.raises(UserError, match=says):
+    config.read_config(f"{runs.ROOT}/configs/vae.py:{arg}")
 
 
 def test_debug_runs_are_small():

@@ -17,8 +17,11 @@ LIBRARIES = {"models", "flow", "data", "parallel"}
 JOBS = {"curate", "prepare", "convert", "train", "bench", "plan"}
 JOBS |= {"sample", "eval"}
 # Between jobs: samples and evaluators run inside training, an evaluator
-# samples, and bench and plan measure what the others do.
+# samples, a run is restored in one way, and bench and plan measure what the
+# others do.
 JOB_MAY_USE = {
+  "convert": {"sample"},
+  "prepare": {"sample"},
   "train": {"sample", "eval"},
   "eval": {"sample"},
   "bench": JOBS,

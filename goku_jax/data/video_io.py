@@ -10,17 +10,24 @@ Letters: T frames, H W height and width, C = 3 channels.
 import contextlib
 import fractions
 import io
+import itertools
 import json
+import math
 import os
 import pathlib
+import zipfile
+import zlib
+from collections.abc import Iterator
 
 import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from goku_jax.data.transforms import check_pixels
 from goku_jax.typing import UserError
 
-SUFFIXES = (".mp4", ".gif", ".png", ".npz")
+SUFFIXES = (".mp4", ".gif", ".png", ".npz")  # written
+READABLE = (*SUFFIXES, ".jpg", ".jpeg", ".avi", ".mkv", ".mov", ".webm")
 # x264's quality scale: about 18 looks lossless; 12 keeps a judge's figures.
 _CRF = "12"
 
@@ -80,13 +87,146 @@ def read_video(path) -> tuple[np.ndarray, float]:
   path = pathlib.Path(path)
   with _readable(path):
     if path.suffix.lower() == ".npz":
-      with np.load(path) as arrays:
+      # Opened here: NumPy leaves a file that is cut short open.
+      with path.open("rb") as file, np.load(file) as arrays:
         return arrays["video"], float(arrays["fps"])
     with av.open(str(path)) as container:
       stream = container.streams.video[0]
       stream.thread_type = "AUTO"
       frames = [f.to_ndarray(format="rgb24") for f in container.decode(stream)]
       return np.stack(frames), float(stream.average_rate or 1)
+
+
+def list_videos(folder) -> list[pathlib.Path]:
+  """Videos and pictures in a folder and those below it, by name.
+
+  Raises:
+    UserError: there is none.
+  """
+  paths = sorted(
+    path
+    for path in pathlib.Path(folder).rglob("*")
+    if path.suffix.lower() in READABLE and not path.name.startswith(".")
+  )
+  if not paths:
+    raise UserError(f"{folder} holds no video or picture, {' '.join(READABLE)}")
+  return paths
+
+
+def read_clips(
+  path, num_frames: int, fps: float | int = 0
+) -> Iterator[np.ndarray]:
+  """Clips [T, H, W, 3] of a file, one after the other.
+
+  All have `num_frames`, but the only one of a shorter file; what is left at
+  the end is left out. One clip is held at a time, however long the file.
+
+  Args:
+    fps: frames are left out until so many a second remain, and never
+      repeated; 0 keeps all.
+  """
+  path = pathlib.Path(path)
+  with _readable(path):
+    frames = _kept_frames(path, fps)
+    yield np.stack(list(itertools.islice(frames, num_frames)))
+    while len(clip := list(itertools.islice(frames, num_frames))) == num_frames:
+      yield np.stack(clip)
+
+
+def _kept_frames(path, fps):
+  """The frames of a file that are kept, each decoded when it is asked for."""
+  if path.suffix.lower() == ".npz":
+    video_THWC, own = read_video(path)
+    yield from (video_THWC[i] for i in _kept(len(video_THWC), own, fps))
+    return
+  with av.open(str(path)) as container:
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    kept = _kept(None, float(stream.average_rate or 1), fps)
+    index = next(kept)
+    for i, frame in enumerate(container.decode(stream)):
+      if i == index:
+        yield frame.to_ndarray(format="rgb24")
+        index = next(kept)
+
+
+def _kept(count, own, fps):
+  """Indices of frames at or next after each 1 / fps of a second."""
+  step = max(own / fps, 1.0) if fps else 1.0
+  numbers = (math.ceil(i * step) for i in itertools.count())
+  return itertools.takewhile(lambda i: count is None or i < count, numbers)
+
+
+def probe(path) -> tuple[int, int, int, float]:
+  """Frames, height, width and frames per second of a file, not decoded.
+
+  An .npz is read whole, and its pixels are looked at.
+  """
+  path = pathlib.Path(path)
+  if path.suffix.lower() == ".npz":
+    video_THWC, fps = read_video(path)
+    check_pixels(video_THWC, path)
+    return *video_THWC.shape[:3], fps
+  with _readable(path), av.open(str(path)) as container:
+    stream = container.streams.video[0]
+    rate = float(stream.average_rate or 1)
+    frames = stream.frames or sum(
+      packet.pts is not None for packet in container.demux(stream)
+    )
+    if not frames or not stream.height:
+      raise ValueError("no frames")
+    return frames, stream.height, stream.width, rate
+
+
+def decode(path) -> Iterator[tuple[av.VideoFrame, fractions.Fraction]]:
+  """Each frame of a video as FFmpeg has it, and the frames per second."""
+  path = pathlib.Path(path)
+  with _readable(path), av.open(str(path)) as container:
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    for frame in container.decode(stream):
+      yield frame, _rate(stream.average_rate or fractions.Fraction(1))
+
+
+def read_frames(
+  path, indices, size: tuple[int, int] | None = None
+) -> np.ndarray:
+  """Frames of a file by number, uint8 [T, H, W, 3].
+
+  Decoding begins at the last key frame before the first of them, so the cost
+  is that of the frames from there to the last, wherever in the file.
+
+  Args:
+    path: the file.
+    indices: rising frame numbers, counted at the file's mean rate.
+    size: height and width to scale to.
+  """
+  path = pathlib.Path(path)
+  if path.suffix.lower() == ".npz":
+    video_THWC = check_pixels(read_video(path)[0], path)[list(indices)]
+    H, W = size or video_THWC.shape[1:3]
+    images = [Image.fromarray(frame).resize((W, H)) for frame in video_THWC]
+    return np.stack(images)
+  with _readable(path), av.open(str(path)) as container:
+    stream = container.streams.video[0]
+    rate = stream.average_rate or 1
+    begin = stream.start_time or 0
+    if indices[0]:
+      offset = begin + int(indices[0] / rate / stream.time_base)
+      container.seek(offset, stream=stream)
+    H, W = size or (stream.height, stream.width)
+    frames, wanted = [], iter(indices)
+    index = next(wanted)
+    for frame in container.decode(stream):
+      time = ((frame.pts or begin) - begin) * stream.time_base
+      if round(time * rate) < index:
+        continue
+      frame = frame.reformat(W, H, "rgb24", interpolation="BICUBIC")
+      frames.append(frame.to_ndarray())
+      index = next(wanted, None)
+      if index is None:
+        return np.stack(frames)
+    raise ValueError("cut short")
 
 
 def read_metadata(path) -> dict:
@@ -207,7 +347,10 @@ def _readable(path: pathlib.Path):
   except OSError as error:  # FFmpeg's and Pillow's errors are OSErrors too
     reason = error.strerror or "not a picture or video"
     raise UserError(f"{path}: cannot read it ({reason})") from error
-  except (ValueError, IndexError, KeyError, EOFError) as error:
+  except (
+    *(ValueError, TypeError, IndexError, KeyError, EOFError),
+    *(zipfile.BadZipFile, zlib.error),  # of an .npz
+  ) as error:
     raise UserError(
       f"{path}: cannot read it (no frames inside, or cut short)"
     ) from error
@@ -217,15 +360,19 @@ def contact_sheet(
   rows: list[list[np.ndarray]],
   captions: list[list[str]],
   path,
+  *,
+  frame_height: int = 64,
 ) -> None:
   """Writes a PNG that shows each video as a strip of frames, first to last.
 
   Args:
     rows: videos [T, H, W, 3] or images [H, W, 3], row by row, any sizes.
     captions: the text above each of them, in the same nesting.
+    frame_height: in pixels, of all.
   """
   buffer = io.BytesIO()
-  _sheet(rows, captions, num_frames=5, frame_height=64).save(buffer, "png")
+  sheet = _sheet(rows, captions, num_frames=5, frame_height=frame_height)
+  sheet.save(buffer, "png")
   _write(pathlib.Path(path), buffer.getvalue())
 
 

@@ -19,7 +19,7 @@ from goku_jax.data import digits as data
 from goku_jax.data import schema, video_io
 from goku_jax.eval import digits
 from goku_jax.flow import noise
-from goku_jax.models import vae
+from goku_jax.models import vae_stream
 from goku_jax.sample import codec as codecs
 from goku_jax.sample import draw, restore
 from goku_jax.typing import UserError
@@ -151,8 +151,8 @@ def reconstruct(codec: codecs.Codec, videos: list) -> list:
   latents = []
   for start in range(0, len(videos), codecs.CHUNK):
     clips = np.stack(videos[start : start + codecs.CHUNK])
-    mean, _ = vae.encode_pixels(codec.model, codec.params, clips)
-    latents += list((jax.device_get(mean) - codec.mean) / codec.std)
+    mean, _ = vae_stream.encode(codec.model, codec.params, clips)
+    latents += list((mean - codec.mean) / codec.std)
   return codecs.decode(codec, latents)
 
 

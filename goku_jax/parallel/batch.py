@@ -1,5 +1,7 @@
 """Rows of a batch: their number, and each host's share on its devices."""
 
+import math
+
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -23,13 +25,14 @@ def check_rows(mesh: Mesh, micro_batches: int, **counts: int):
   """
   if micro_batches < 1:
     raise UserError(f"micro_batches={micro_batches}: set 1 or more")
-  parts = mesh.size * micro_batches
+  devices = math.prod(mesh.shape[axis] for axis in rules.BATCH)
+  parts = devices * micro_batches
   for name, count in counts.items():
     if count < 0:
       raise UserError(f"data.{name}={count}: set 0 or more")
     if count % parts:
       raise UserError(
-        f"data.{name}={count} does not divide among {mesh.size} devices x"
+        f"data.{name}={count} does not divide among {devices} devices x"
         f" {micro_batches} micro-batches: set a multiple of {parts}"
       )
 

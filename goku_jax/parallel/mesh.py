@@ -1,4 +1,8 @@
-"""The device mesh: `replica` copies of the state, each sharded over `fsdp`."""
+"""The device mesh.
+
+`replica` copies of the state, each sharded over `fsdp`; `sequence` splits the
+samples themselves.
+"""
 
 import contextlib
 import math
@@ -9,24 +13,26 @@ import jax
 from goku_jax.parallel import rules
 from goku_jax.typing import UserError
 
-AXES = ("replica", "fsdp")
+AXES = ("replica", "fsdp", "sequence")
 
 
-def make_mesh(replica: int = 1, fsdp: int = -1) -> jax.sharding.Mesh:
+def make_mesh(
+  replica: int = 1, fsdp: int = -1, sequence: int = 1
+) -> jax.sharding.Mesh:
   """A mesh over all devices; one axis may be -1 and takes what is left.
 
   Raises:
     UserError: the axes do not multiply to the number of devices.
   """
-  sizes = [replica, fsdp]
+  sizes = [replica, fsdp, sequence]
   count = jax.device_count()
   known = math.prod(size for size in sizes if size != -1)
   if sizes.count(-1) == 1 and known > 0 and count % known == 0:
     sizes[sizes.index(-1)] = count // known
   if math.prod(sizes) != count or min(sizes) < 1:
     raise UserError(
-      f"mesh replica={replica} x fsdp={fsdp} does not make {count} devices;"
-      " set one of them to -1 to fill"
+      f"mesh replica={replica} x fsdp={fsdp} x sequence={sequence} does not"
+      f" make {count} devices; set one of them to -1 to fill"
     )
   auto = (jax.sharding.AxisType.Auto,) * len(AXES)  # Linen knows no Explicit
   return jax.make_mesh(sizes, AXES, axis_types=auto)

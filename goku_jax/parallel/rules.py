@@ -16,10 +16,14 @@ ACTIVATIONS = (("batch", BATCH), ("tokens", None))
 
 # Kernels are [in, out]; convolutions [t, h, w, in, out].
 STATE = (
-  (r"/(q|k|v|up|adaln|patch_in)/kernel$", P(None, "fsdp")),
+  (r"/(q|k|v|qkv|up|adaln|patch_in)/kernel$", P(None, "fsdp")),
   (r"/(out|down|patch_out)/kernel$", P("fsdp", None)),
   (r"/(class|bytes)/embedding$", P(None, "fsdp")),
-  (r"/conv[^/]*/kernel$", P(None, None, None, None, "fsdp")),
+  (r"/(conv_(in|\d)|encoder/conv_out)/kernel$", P(*[None] * 4, "fsdp")),
+  (r"/decoder/conv_out/kernel$", P(*[None] * 3, "fsdp", None)),
+  (r"/conv2d/kernel$", P(None, None, None, "fsdp")),
+  (r"/time/kernel$", P(None, None, "fsdp")),
+  (r"/(shortcut|modulation|quant)/kernel$", P(None, "fsdp")),
   (r"/(bias|scale|step|count)$", P()),
 )
 

@@ -1,4 +1,4 @@
-"""Encodes a raw source with the autoencoder of a run."""
+"""Encodes a raw source with the autoencoder of a run, or of others."""
 
 import itertools
 import pathlib
@@ -6,12 +6,14 @@ import pathlib
 import jax
 import numpy as np
 
-from goku_jax import checkpoint, job, weights
+from goku_jax import job, weights
 from goku_jax.data import digits, sources
-from goku_jax.models import vae
+from goku_jax.models import vae_stream
+from goku_jax.sample.restore import restore_vae
 from goku_jax.typing import UserError
 
 CHUNK = 64  # clips encoded at once
+STATISTICS = ("latent_mean", "latent_std")
 
 
 def prepare(config, workdir) -> dict:
@@ -20,7 +22,13 @@ def prepare(config, workdir) -> dict:
   if (folder / sources.MANIFEST).exists():
     print(f"{folder} is whole already", flush=True)
     return _summary(sources.Latents(folder))
-  model, sizes, params, step = load_vae(**config.vae)
+  if not config.vae.workdir:
+    raise UserError(
+      "set --config.vae.workdir to a run of stage=vae or a folder of weights"
+    )
+  model, about, params, step = restore_vae(**config.vae)
+  # What came with the weights stays, so that their latents are everybody's.
+  given = {k: about[k] for k in STATISTICS if k in about}
   raw = digits.Digits(seed=config.seed, **config.data.digits)
   # Refuses what the stride does not divide.
   model.latent_shape((1, raw.num_frames, raw.canvas, raw.canvas, 3))
@@ -30,6 +38,7 @@ def prepare(config, workdir) -> dict:
     about={
       "vae": {"workdir": config.vae.workdir, "step": step},
       "num_classes": raw.num_classes,
+      **given,
     },
   )
   job.save_config(folder, config)
@@ -37,21 +46,9 @@ def prepare(config, workdir) -> dict:
     print(f"goes on from record {len(writer)} of {len(raw)}", flush=True)
   with job.Progress(len(raw), len(writer), "prepare") as progress:
     writer.write(encode(model, params, raw, progress, len(writer)))
-  weights.save(folder / "vae", params, {"model": sizes, **writer.statistics()})
+  weights.save(folder / "vae", params, {**writer.statistics(), **about})
   writer.finish()  # the manifest comes last: it makes the folder whole
   return _summary(sources.Latents(folder))
-
-
-def load_vae(workdir: str | None, step: int | None):
-  """Model, its sizes, averaged parameters and step of a run's autoencoder."""
-  if not workdir:
-    raise UserError("set --config.vae.workdir to a run of stage=vae")
-  sizes = job.load_config(workdir, "vae").model.to_dict()
-  model = vae.make_vae(**sizes)
-  clip = np.zeros((1, 1, *(4 * s for s in model.config.stride[1:]), 3))
-  abstract = jax.eval_shape(model.init, jax.random.key(0), clip)["params"]
-  step, params = checkpoint.restore_run(workdir, "ema", abstract, step)
-  return model, sizes, params, step
 
 
 def encode(model, params, raw, progress, first: int = 0):
@@ -87,7 +84,7 @@ def _encode(model, params, videos):
   # Padded, so that each shape compiles once.
   padded = videos + videos[-1:] * (-len(videos) % CHUNK)
   chunks = [
-    vae.encode_pixels(model, params, np.stack(padded[i : i + CHUNK]))
+    vae_stream.encode(model, params, np.stack(padded[i : i + CHUNK]))
     for i in range(0, len(padded), CHUNK)
   ]
   return (

@@ -4,15 +4,14 @@ A run on latents carries the autoencoder's weights in its workdir (`vae/`,
 written by `prepare` beside the latents); a run on pixels has no such folder.
 """
 
-import functools
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from goku_jax import weights
-from goku_jax.models import vae
+from goku_jax import trees, weights
+from goku_jax.models import vae, vae_stream
+from goku_jax.typing import UserError
 
 FOLDER = "vae"
 CHUNK = 16  # clips decoded at once
@@ -34,8 +33,7 @@ def load_codec(folder) -> Codec:
   folder = pathlib.Path(folder) / FOLDER
   if not folder.exists():
     return Codec()
-  params, config = weights.load(folder)
-  model = vae.make_vae(**config["model"])
+  model, config, params = load_vae(folder)
   return Codec(
     stride=tuple(model.config.stride),
     channels=model.config.latent_channels,
@@ -44,6 +42,21 @@ def load_codec(folder) -> Codec:
     mean=np.asarray(config["latent_mean"], np.float32),
     std=np.asarray(config["latent_std"], np.float32),
   )
+
+
+def load_vae(folder):
+  """Model, config and parameters of an autoencoder that is a weights folder.
+
+  Raises:
+    UserError: it is damaged, or holds the weights of something else.
+  """
+  params, config = weights.load(folder)
+  if "model" not in config:
+    raise UserError(f"{folder} holds weights, but of no autoencoder")
+  model = vae.make_vae(**config["model"])
+  wanted = trees.shapes(vae.abstract_params(model))
+  trees.check_shapes(trees.shapes(params), wanted, f"the weights in {folder}")
+  return model, config, params
 
 
 def latent_shape(codec: Codec, num_frames: int, height: int, width: int):
@@ -74,17 +87,10 @@ def decode(codec: Codec, latents: list[np.ndarray]) -> list[np.ndarray]:
 def _pixels(codec: Codec, latents_BTHWC: np.ndarray) -> np.ndarray:
   video = latents_BTHWC * codec.std + codec.mean
   if codec.model:
-    video = jax.device_get(
-      _apply(codec.model, codec.params, jax.device_put(video))
-    )
+    video = vae_stream.decode(codec.model, codec.params, video)
   return to_uint8(video)
 
 
 def to_uint8(video: np.ndarray) -> np.ndarray:
   """Pixels 0 to 255 of a video in [-1, 1]."""
   return np.round(np.clip(video * 127.5 + 127.5, 0, 255)).astype(np.uint8)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _apply(model, params, latents_BTHWC):
-  return model.apply({"params": params}, latents_BTHWC, method="decode")

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from goku_jax import checkpoint, job
+from goku_jax import weights as folders
 from goku_jax.data import schema
-from goku_jax.models import goku
+from goku_jax.models import goku, vae
 from goku_jax.sample import codec as codecs
 from goku_jax.typing import UserError
 
@@ -44,8 +45,7 @@ def restore(workdir, *, step: int | None = None, weights: str = "ema"):
   Raises:
     UserError: no run, a run of another stage, or no whole checkpoint.
   """
-  if weights not in WEIGHTS:
-    raise UserError(f"weights={weights!r} is not one of {', '.join(WEIGHTS)}")
+  _check_weights(weights)
   config = job.load_config(workdir, "flow")
   codec = codecs.load_codec(workdir)
   model = make_model(config, codec)
@@ -54,3 +54,41 @@ def restore(workdir, *, step: int | None = None, weights: str = "ema"):
   abstract = jax.eval_shape(init, jax.random.key(0), batch)
   step, params = checkpoint.restore_run(workdir, weights, abstract, step)
   return Restored(config, model, jax.device_put(params), codec, step)
+
+
+class RestoredVAE(NamedTuple):
+  """An autoencoder with its parameters.
+
+  `config` has `model`, and `latent_mean` and `latent_std` where they are known.
+  """
+
+  model: vae.VAE
+  config: dict
+  params: Any
+  step: int | None  # None: a folder of weights, which has no steps
+
+
+def restore_vae(workdir, *, step: int | None = None, weights: str = "ema"):
+  """The autoencoder of a run of stage=vae, or of a folder of weights.
+
+  Raises:
+    UserError: as `restore`; the folder is damaged, has the weights of something
+      else, or a step is asked for.
+  """
+  _check_weights(weights)
+  if folders.exists(workdir):
+    if step is not None:
+      raise UserError(f"{workdir} has no steps: it is a folder of weights")
+    model, config, params = codecs.load_vae(workdir)
+    return RestoredVAE(model, config, params, None)
+  sizes = job.load_config(workdir, "vae").model.to_dict()
+  model = vae.make_vae(**sizes)
+  step, params = checkpoint.restore_run(
+    workdir, weights, vae.abstract_params(model), step
+  )
+  return RestoredVAE(model, {"model": sizes}, params, step)
+
+
+def _check_weights(weights):
+  if weights not in WEIGHTS:
+    raise UserError(f"weights={weights!r} is not one of {', '.join(WEIGHTS)}")

@@ -13,6 +13,7 @@ import pathlib
 import time
 
 import jax
+import jax.numpy as jnp
 
 from goku_jax import checkpoint, costs, job
 from goku_jax.data import video_io
@@ -26,7 +27,7 @@ from goku_jax.train.step import TrainState, init_state, train_step
 from goku_jax.typing import UserError
 
 TASKS = {"flow": flow_task.make_task, "vae": vae_task.make_task}
-TREES = ("params", "ema", "opt_state", "step")
+TREES = ("params", "ema", "opt_state", "step", "critic")
 POSITIVE = ("total_steps", "log_every_steps", "save_every_steps")
 POSITIVE += ("show_every_steps",)
 
@@ -46,6 +47,7 @@ def train(config, workdir) -> dict:
       functools.partial(
         train_step,
         loss_fn=task.loss_fn,
+        critic=task.critic,
         tx=tx,
         ema_decay=config.ema_decay,
         micro_batches=config.micro_batches,
@@ -90,7 +92,11 @@ def _check(config):
 def _init_or_restore(config, workdir, mesh, task, tx, rng):
   """The state of the newest whole checkpoint, or the initial one."""
   batch = batches.place(mesh, next(task.batches(0)))
-  init = lambda rng: init_state(task.init_params(rng, batch), tx)
+  init = lambda rng: init_state(
+    task.init_params(rng, batch),
+    tx,
+    task.critic and task.critic.init_params(rng, batch),
+  )
   shapes = jax.eval_shape(init, rng)
   placed = rules.shardings(mesh, shapes)
   abstract = jax.tree.map(
@@ -100,7 +106,8 @@ def _init_or_restore(config, workdir, mesh, task, tx, rng):
   )
   found = checkpoint.restore(workdir / "checkpoints", _trees(abstract))
   if not found:
-    return jax.jit(init, out_shardings=placed)(rng), placed
+    state = jax.jit(init, out_shardings=placed)(rng)
+    return _start_at(config.get("start"), state, abstract), placed
   step, trees, _ = found
   print(f"resumed from step {step} of {config.total_steps}", flush=True)
   return TrainState(**trees), placed
@@ -111,9 +118,20 @@ def _writes() -> bool:
   return jax.process_index() == 0
 
 
+def _start_at(workdir, state, abstract):
+  """The initial state at the averaged parameters of another run, if any."""
+  if not workdir:
+    return state
+  step, ema = checkpoint.restore_run(workdir, "ema", abstract.ema)
+  print(f"begins at the average of step {step} of {workdir}", flush=True)
+  # Donation needs buffers of their own.
+  return state.replace(params=jax.tree.map(jnp.copy, ema), ema=ema)
+
+
 def _trees(state: TrainState) -> dict:
   """The state as named trees: evaluation restores one of them alone."""
-  return {name: getattr(state, name) for name in TREES}
+  trees = {name: getattr(state, name) for name in TREES}
+  return {name: tree for name, tree in trees.items() if tree is not None}
 
 
 def _loop(

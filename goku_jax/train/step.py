@@ -1,6 +1,7 @@
 """One optimisation step, as a pure function of state, batch and key."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -19,15 +20,22 @@ class TrainState:
   params: Any
   ema: Any  # moving average of params, which sampling uses
   opt_state: Any
+  # Parameters and `opt_state` of an opponent, where there is one.
+  critic: Any = None
 
 
-def init_state(params, tx) -> TrainState:
+def init_state(params, tx, critic_params=None) -> TrainState:
   """The state before the first step."""
+  critic = critic_params and {
+    "params": critic_params,
+    "opt_state": tx.init(critic_params),
+  }
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     ema=jax.tree.map(jnp.copy, params),  # donation needs buffers of its own
     opt_state=tx.init(params),
+    critic=critic,
   )
 
 
@@ -39,19 +47,16 @@ def ema_decay_at(step, decay: float):
   return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
-def sum_over_micro_batches(loss_fn, params, batch, rng, micro_batches: int):
+def sum_over_micro_batches(grad_fn, batch, micro_batches: int):
   """Gradient and metrics of the summed loss, one micro-batch at a time.
 
   Args:
-    loss_fn: `(params, batch, rng) -> (sum over samples, {name: (sum, count)})`.
-    params: what to differentiate.
+    grad_fn: `batch -> (gradient, {name: (sum over samples, count)})`.
     batch: arrays whose first dim `micro_batches` divides.
-    rng: the run's key; draws are by sample, so it is the same for all.
     micro_batches: how many parts the batch is cut into.
   """
-  grad_fn = jax.grad(loss_fn, has_aux=True)
   if micro_batches == 1:
-    return grad_fn(params, batch, rng)
+    return grad_fn(batch)
 
   # Every micro-batch takes a stripe, so that each device keeps its own rows.
   parts = jax.tree.map(
@@ -59,13 +64,27 @@ def sum_over_micro_batches(loss_fn, params, batch, rng, micro_batches: int):
   )
   total = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype),
-    jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[0], parts), rng),
+    jax.eval_shape(grad_fn, jax.tree.map(lambda x: x[0], parts)),
   )
 
   def add(total, part):
-    return jax.tree.map(jnp.add, total, grad_fn(params, part, rng)), None
+    return jax.tree.map(jnp.add, total, grad_fn(part)), None
 
   return jax.lax.scan(add, total, parts)[0]
+
+
+class Critic(NamedTuple):
+  """An opponent that is trained beside the model."""
+
+  init_params: Callable  # (rng, batch) -> its parameters
+  # (params, its, batch, rng, step) -> ((gradient, its), sums and counts)
+  grad_fn: Callable
+
+
+def _update(critic, grads, tx):
+  updates, opt_state = tx.update(grads, critic["opt_state"], critic["params"])
+  params = optax.apply_updates(critic["params"], updates)
+  return {"params": params, "opt_state": opt_state}
 
 
 def train_step(
@@ -77,8 +96,19 @@ def train_step(
   tx: optax.GradientTransformation,
   ema_decay: float,
   micro_batches: int = 1,
+  critic: Critic | None = None,
 ):
   """Advances `state` by one batch; returns it and scalar metrics.
+
+  Args:
+    state: where training stands.
+    batch: see `schema.py`.
+    rng: the run's key; draws are by sample, so it is the same for all steps.
+    loss_fn: `(params, batch, rng) -> (sum over samples, {name: (sum, count)})`.
+    tx: the update rule, the critic's too.
+    ema_decay: of the average.
+    micro_batches: parts of the batch.
+    critic: an opponent, whose gradients then stand in place of `loss_fn`'s.
 
   A metric of which the batch holds no sample is not a number.
 
@@ -86,11 +116,20 @@ def train_step(
   the whole batch: micro-batches and devices with few long samples then weigh
   no more than those with many short ones.
   """
-  grads, sums = sum_over_micro_batches(
-    loss_fn, state.params, batch, rng, micro_batches
-  )
+  if critic is None:
+    grad_fn = lambda part: jax.grad(loss_fn, has_aux=True)(
+      state.params, part, rng
+    )
+  else:
+    grad_fn = lambda part: critic.grad_fn(
+      state.params, state.critic["params"], part, rng, state.step
+    )
+  grads, sums = sum_over_micro_batches(grad_fn, batch, micro_batches)
   count = jnp.maximum(sums["loss"][1], 1)
   grads = jax.tree.map(lambda g: g / count, grads)
+  if critic is not None:
+    grads, critic_grads = grads
+    state = state.replace(critic=_update(state.critic, critic_grads, tx))
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   decay = ema_decay_at(state.step, ema_decay)

@@ -5,12 +5,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from goku_jax.train.step import Critic
+
 
 class Task(NamedTuple):
   """One of the two models and all that training it takes."""
 
   init_params: Callable[[Any, dict], dict]  # (rng, batch) -> params
-  loss_fn: Callable  # see step.sum_over_micro_batches
+  loss_fn: Callable  # see step.train_step
   batches: Callable[[int], Iterator[dict]]  # first step -> host's batches
   work: Callable[[dict], tuple[float, int]]  # batch -> training FLOPs, tokens
   # (params, ema) -> videos uint8 [T, H, W, 3] by the name of what made them
@@ -21,3 +23,4 @@ class Task(NamedTuple):
   # workdir -> None; leaves there what samplers need beside the checkpoints, and
   # refuses to go on with other data
   settle: Callable[[Any], None]
+  critic: Critic | None = None  # an opponent

@@ -6,12 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from goku_jax.data import digits, pipeline
-from goku_jax.models import vae
+from goku_jax.data import digits, pipeline, videos
+from goku_jax.eval import lpips
+from goku_jax.models import discriminator, vae
 from goku_jax.parallel.batch import check_rows
+from goku_jax.parallel.frames import shard_frames
 from goku_jax.sample.codec import to_uint8
+from goku_jax.train.step import Critic
 from goku_jax.train.task import Task
-from goku_jax.train.vae_loss import KINDS, vae_loss
+from goku_jax.train.vae_gan import gan_grads
+from goku_jax.train.vae_loss import (
+  KINDS,
+  reconstruct,
+  reconstruction_loss,
+  vae_loss,
+)
 from goku_jax.typing import UserError
 
 
@@ -22,21 +31,26 @@ def make_task(config, mesh) -> Task:
   if not config.data.num_clips:
     raise UserError("data.num_clips=0: set 1 or more, pictures show clips")
   model = vae.make_vae(**config.model)
-  raw = digits.Digits(seed=config.seed, **config.data.digits)
-  # Refuses what the stride does not divide.
-  model.latent_shape((1, raw.num_frames, raw.canvas, raw.canvas, 3))
+  loss, gan = _read_loss(config.loss)
+  apply_fns = {
+    "video": shard_frames(model, mesh),
+    "image": lambda params, *args: model.apply({"params": params}, *args),
+  }
+  through = dict(apply_fns=apply_fns, model=model)
+  raw, held_out = _sources(config)
   batches = functools.partial(
     pipeline.vae_batches,
     raw,
     **counts,
     seed=config.seed,
   )
-  shown = next(iter(batches(first_step=0, num_steps=1)))["video_BTHWC"][:4]
+  shown = np.stack([held_out[i]["video"] for i in (1, 3, 5, 7)])
+  model.latent_shape(shown.shape)  # refuses what the stride does not divide
   return Task(
     init_params=lambda rng, batch: model.init(
       rng, jnp.zeros(batch["video_BTHWC"].shape)
     )["params"],
-    loss_fn=functools.partial(vae_loss, model=model, **config.loss),
+    loss_fn=functools.partial(vae_loss, **through, **loss),
     batches=lambda first_step: batches(
       first_step=first_step,
       num_steps=config.total_steps - first_step,
@@ -48,11 +62,68 @@ def make_task(config, mesh) -> Task:
     captions=[f"clip {i}" for i in range(len(shown))],
     picture=lambda batch: [v for k in KINDS for v in batch[f"{k}_BTHWC"]][:16],
     settle=lambda workdir: None,
+    critic=gan and _make_critic(through, loss, **gan),
   )
 
 
+def _read_loss(config):
+  """Settings of the loss, the judge loaded, and of the game, if there is one.
+
+  Raises:
+    UserError: LPIPS is weighed and its network is not given.
+  """
+  loss = config.to_dict()
+  gan, path = loss.pop("gan", None), loss.pop("lpips_path", None)
+  if loss.get("lpips_weight") and not path:
+    raise UserError(
+      f"loss.lpips_weight={loss['lpips_weight']} needs the network: set"
+      " loss.lpips_path to a folder by `convert --format=lpips`, or"
+      " loss.lpips_weight=0"
+    )
+  if loss.get("lpips_weight"):
+    loss["lpips_fn"] = lpips.load(path)
+  return loss, gan if gan and gan["weight"] else None
+
+
+def _make_critic(through, loss, *, weight, start_step, r1_weight, **sizes):
+  """The discriminator, and the gradients of the game."""
+  critic = discriminator.Discriminator(**sizes)
+  return Critic(
+    init_params=lambda rng, batch: critic.init(
+      jax.random.fold_in(rng, 1), jnp.zeros(batch["video_BTHWC"].shape)
+    )["params"],
+    grad_fn=functools.partial(
+      gan_grads,
+      reconstruct_fn=functools.partial(reconstruct, **through),
+      loss_fn=functools.partial(reconstruction_loss, **loss),
+      critic_fn=lambda params, video: critic.apply({"params": params}, video),
+      weight=weight,
+      start_step=start_step,
+      r1_weight=r1_weight,
+    ),
+  )
+
+
+def _sources(config):
+  """What is trained on, and what is shown: films held out, if any are."""
+  data = config.data
+  if "videos" not in data:
+    raw = digits.Digits(seed=config.seed, **data.digits)
+    return raw, raw
+  if not data.path:
+    raise UserError("set --config.data.path to a folder of videos")
+  make = functools.partial(
+    videos.Videos, data.path, seed=config.seed, **data.videos
+  )
+  raw = make()
+  return raw, make("held_out") if data.videos.held_out else raw
+
+
 def _work(model, batch) -> tuple[float, int]:
-  """Training FLOPs of a batch, and its latent positions."""
+  """Training FLOPs of a batch, and its latent positions.
+
+  Of the autoencoder: those of LPIPS and of the discriminator are left out.
+  """
   shapes = [batch[f"{kind}_BTHWC"].shape for kind in KINDS]
   positions = sum(int(np.prod(model.latent_shape(s)[:-1])) for s in shapes)
   return 3.0 * positions * model.config.flops_per_position, positions

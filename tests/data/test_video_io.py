@@ -1,5 +1,7 @@
 """Frames survive the trip to a file and back; mistakes end in one line."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -161,3 +163,70 @@ def test_curves_accept_what_a_run_leaves(tmp_path):
   )
   with Image.open(tmp_path / "x.png") as picture:
     assert picture.width > 400
+
+
+def test_a_film_is_read_clip_by_clip(real_videos):
+  path = real_videos["carphone_pristine"]
+  whole, fps = video_io.read_video(path)
+  clips = list(video_io.read_clips(path, 17))
+  assert len(clips) == len(whole) // 17
+  np.testing.assert_array_equal(np.concatenate(clips), whole[: 17 * len(clips)])
+  (slow, *_) = video_io.read_clips(path, 5, fps=fps / 3)
+  np.testing.assert_array_equal(slow, whole[0:15:3])
+
+
+def test_the_first_clip_of_a_film_needs_no_more_of_it(real_videos):
+  tracemalloc.start()
+  clip = next(video_io.read_clips(real_videos["bigbuckbunny"], 2))
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 4 * clip.nbytes
+
+
+@pytest.mark.parametrize(
+  ("fps", "kept"),
+  [(0, [0, 1, 2, 3, 4, 5]), (60, [0, 1, 2, 3, 4, 5]), (10, [0, 3]),
+   (20, [0, 2, 3, 5]), (1, [0])],
+)  # fmt: skip
+def test_frames_are_left_out_and_never_repeated(tmp_path, fps, kept):
+  video = moving_square(6)
+  video_io.write_video(tmp_path / "x.npz", video, fps=30)
+  video_io.write_video(tmp_path / "x.gif", video, fps=25)
+  (clip,) = video_io.read_clips(tmp_path / "x.npz", 9, fps)
+  np.testing.assert_array_equal(clip, video[kept])
+  (clip,) = video_io.read_clips(tmp_path / "x.gif", 9, fps * 25 / 30)
+  np.testing.assert_array_equal(clip, video[kept])
+
+
+def test_a_file_shorter_than_a_clip_is_one_shorter_clip(tmp_path):
+  video_io.write_video(tmp_path / "x.npz", moving_square(7))
+  assert [len(c) for c in video_io.read_clips(tmp_path / "x.npz", 3)] == [3, 3]
+  assert [len(c) for c in video_io.read_clips(tmp_path / "x.npz", 9)] == [7]
+
+
+def test_a_folder_is_listed_by_name_and_by_what_can_be_read(tmp_path):
+  for name in ("b/x.png", "a.NPZ", "b/notes.txt", ".a.mp4.1.partial", "c.jpg"):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+  names = [str(p.relative_to(tmp_path)) for p in video_io.list_videos(tmp_path)]
+  assert names == ["a.NPZ", "b/x.png", "c.jpg"]
+  with pytest.raises(UserError, match="holds no video or picture"):
+    video_io.list_videos(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("damage", ["short", "flipped", "absent", "scalar"])
+def test_a_damaged_array_file_is_named(tmp_path, damage):
+  path = tmp_path / "x.npz"
+  video_io.write_video(path, moving_square())
+  data = bytearray(path.read_bytes())
+  if damage == "short":
+    path.write_bytes(data[: len(data) // 2])
+  elif damage == "flipped":
+    data[100] ^= 255
+    path.write_bytes(data)
+  elif damage == "absent":
+    np.savez(path, frames=moving_square(), fps=8.0)
+  else:
+    np.savez(path, video=3, fps=8.0)
+  with pytest.raises(UserError, match=r"x\.npz: cannot read it"):
+    list(video_io.read_clips(path, 5))

@@ -15,8 +15,9 @@ import chex
 import numpy as np
 import pytest
 
-from goku_jax import checkpoint
+from goku_jax import checkpoint, weights
 from goku_jax.data import video_io
+from goku_jax.sample import restore
 from tests import runs
 
 CONFIG = "configs/digits.py"
@@ -97,6 +98,35 @@ def test_prepare_writes_what_it_says(latents, vae):
   )
   assert "is whole already" in out
   assert before == {p: p.stat().st_mtime_ns for p in latents.glob("shard-*")}
+
+
+def test_an_autoencoder_is_judged_on_real_films(vae, real_videos, tmp_path):
+  """From its run, and the same from its weights in a folder."""
+  films = real_videos["bikes"].parent
+  settings = "--config.evals.reconstruction."
+  options = [
+    "--suite=reconstruction",
+    f"--data={films}",
+    f"--fit={films}",
+    "--config=configs/reconstruction.py:protocol=ucf101",
+    f"{settings}num_clips=2",
+    f"{settings}num_frames=5",
+    f"{settings}size=(64,64)",
+  ]
+  out, _ = run("eval", *options, f"--workdir={vae}", f"--out={tmp_path}")
+  assert "autoencoder.psnr" in out
+  report = json.loads((tmp_path / "report.json").read_text())
+  assert report["step"] == 4
+  assert (report["num_clips"], report["num_frames"]) == (2, 10)
+  # Fitted to these very clips, beside a network of four steps.
+  assert report["linear"]["psnr"] > report["autoencoder"]["psnr"] > 5
+  sizes = runs.read_config("vae").model.to_dict()
+  params = restore.restore_vae(vae).params
+  weights.save(tmp_path / "weights", params, {"model": sizes})
+  run("eval", *options, f"--workdir={tmp_path}/weights")
+  again = json.loads((tmp_path / "weights/report.json").read_text())
+  for name in ("autoencoder", "linear", "latents"):
+    assert again[name] == report[name]
 
 
 def test_a_prepare_that_was_stopped_goes_on_to_the_same_bytes(vae, tmp_path):

@@ -8,7 +8,9 @@ import pytest
 from goku_jax.models import vae
 from goku_jax.typing import UserError
 
-MODEL = vae.make_vae("debug", encoder_blocks=2)
+# Two levels, a patch below them, and a downsampling in time between.
+SIZES = dict(multipliers=(1, 2), time_levels=1, mid_blocks=1, patch=(2, 2, 2))
+MODEL = vae.make_vae("debug", **SIZES)
 FRAMES, SIDE = 13, 8  # four latent frames of 2x2
 
 
@@ -137,23 +139,64 @@ def test_calling_adds_noise_of_the_posteriors_width(params, video):
 
 
 def test_bfloat16_stays_near_and_comes_out_as_float32(params, video):
-  half = vae.make_vae("debug", encoder_blocks=2, dtype="bfloat16")
+  half = vae.make_vae("debug", **SIZES, dtype="bfloat16")
   mean, logvar = jax.jit(lambda x: half.apply({"params": params}, x)[1:])(video)
   assert mean.dtype == logvar.dtype == jnp.float32
   expected = apply({"params": params}, video)[1]
   assert np.abs(mean - expected).max() < 0.05 * np.abs(expected).max()
 
 
+def test_goku_has_the_parameters_of_cogvideox():
+  """215.6 M, Seaweed-7B (arXiv:2504.08685), table of autoencoders."""
+  model = vae.make_vae("goku")
+  shape = jax.ShapeDtypeStruct((1, 1, 16, 16, 3), jnp.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0), shape)["params"]
+  count = sum(x.size for x in jax.tree.leaves(params))
+  assert model.config.stride == (4, 8, 8)
+  assert model.config.latent_channels == 16
+  assert count == pytest.approx(215.6e6, rel=0.01)
+
+
+@pytest.mark.parametrize("variant", ["goku", "small", "digits", "debug"])
+def test_flops_are_those_that_xla_counts(variant):
+  """XLA counts every operation, but no product with a zero of the border."""
+  model = vae.make_vae(variant)
+  t, h, w = model.config.stride
+  shape = (1, 4 * t + 1, 16 * h, 16 * w, 3)
+  video = jax.ShapeDtypeStruct(shape, jnp.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0), video)["params"]
+  run = lambda params, video: model.apply({"params": params}, video)
+  counted = jax.jit(run).lower(params, video).cost_analysis()["flops"]
+  formula = model.config.flops_per_position * 5 * 16 * 16
+  assert 0.8 * formula < counted < 1.05 * formula
+
+
+@pytest.mark.parametrize(
+  ("sizes", "message"),
+  [
+    (dict(norm="batch"), "model.norm='batch' is not one of frame, group"),
+    (dict(width=20), "model.width=20 x 1 is not a multiple of"),
+    (dict(time_levels=2), "model.time_levels=2: there are 1 downsamplings"),
+  ],
+)
+def test_sizes_that_do_not_fit_are_refused(sizes, message):
+  with pytest.raises(UserError, match=message):
+    vae.make_vae("debug", **(SIZES | sizes))
+
+
+def test_blocks_computed_again_change_nothing(params, video):
+  again = vae.make_vae("debug", **SIZES, remat=True)
+  loss = lambda model: jax.jit(
+    jax.grad(lambda p: jnp.sum(model.apply({"params": p}, video)[0] ** 2))
+  )(params)
+  jax.tree.map(near, loss(again), loss(MODEL))
+
+
 def test_an_unknown_variant_is_refused_with_the_known_ones():
-  with pytest.raises(UserError, match="variant='huge' is not one of digits"):
+  with pytest.raises(UserError, match="variant='huge' is not one of goku"):
     vae.make_vae("huge")
 
 
 def test_an_unknown_dtype_is_refused_with_the_known_ones():
   with pytest.raises(UserError, match="dtype='half' is not one of float32"):
     vae.make_vae("debug", dtype="half")
-
-
-def test_a_width_that_the_norm_cannot_group_is_refused():
-  with pytest.raises(UserError, match="width=20 is not a multiple of 8"):
-    vae.make_vae("debug", width=20)

@@ -11,16 +11,17 @@ from goku_jax.typing import UserError
 @pytest.mark.parametrize(
   ("asked", "sizes"),
   [
-    (dict(), (1, 8)),
-    (dict(replica=2), (2, 4)),
-    (dict(replica=-1, fsdp=2), (4, 2)),
-    (dict(replica=8, fsdp=1), (8, 1)),
-    (dict(replica=8), (8, 1)),
+    (dict(), (1, 8, 1)),
+    (dict(replica=2), (2, 4, 1)),
+    (dict(replica=-1, fsdp=2), (4, 2, 1)),
+    (dict(replica=8, fsdp=1), (8, 1, 1)),
+    (dict(replica=8), (8, 1, 1)),
+    (dict(replica=2, sequence=2), (2, 2, 2)),
   ],
 )
 def test_an_axis_of_minus_one_takes_what_is_left(asked, sizes):
   mesh = meshes.make_mesh(**asked)
-  assert mesh.axis_names == ("replica", "fsdp")
+  assert mesh.axis_names == ("replica", "fsdp", "sequence")
   assert mesh.devices.shape == sizes
   assert mesh.size == 8
 

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from goku_jax.data import schema
-from goku_jax.models import goku, transformer, vae
+from goku_jax.models import goku, transformer, vae, wan_vae
 from goku_jax.parallel import mesh as meshes
 from goku_jax.parallel import rules
 from goku_jax.train import optimizer, step
@@ -55,7 +55,8 @@ STATES["goku biases"] = lambda: flow_state(
   "debug", has_text=True, attention_bias=True
 )
 STATES |= {
-  f"vae {name}": lambda name=name: vae_state(name) for name in vae.VARIANTS
+  f"vae {name}": lambda name=name: vae_state(name)
+  for name in vae.VARIANTS | wan_vae.VARIANTS
 }
 
 

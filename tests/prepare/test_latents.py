@@ -12,6 +12,7 @@ from goku_jax.data import digits, sources
 from goku_jax.models import vae
 from goku_jax.prepare import __main__ as prepare_main
 from goku_jax.prepare import latents
+from goku_jax.sample import restore
 from tests import runs
 
 NUM = 140  # more than are read at once, and no multiple of a chunk
@@ -142,12 +143,12 @@ def test_a_start_that_is_refused_leaves_an_empty_folder(encoder, tmp_path):
 
 def test_a_workdir_without_an_autoencoder_is_a_user_error(tmp_path):
   with pytest.raises(job.UserError, match=r"set --config\.vae\.workdir"):
-    latents.load_vae(None, None)
+    latents.prepare(runs.read_config("prepare"), tmp_path)
   with pytest.raises(job.UserError):
-    latents.load_vae(str(tmp_path / "missing"), None)
+    restore.restore_vae(tmp_path / "missing")
   for stage, words in (("flow", "stage=flow"), ("vae", "train first")):
     folder = tmp_path / stage
     folder.mkdir()
     job.save_config(folder, runs.read_config(stage))
     with pytest.raises(job.UserError, match=words):
-      latents.load_vae(str(folder), None)
+      restore.restore_vae(folder)

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.tpu, pytest.mark.timeout(900)]
 def compile_step(topology, variant, *, L, **sizes):
   """The train step over `fsdp`, two packs a device; and its state's shapes."""
   devices = topologies.get_topology_desc(topology, "tpu").devices
-  mesh = jax.sharding.Mesh(np.reshape(devices, (1, -1)), meshes.AXES)
+  mesh = jax.sharding.Mesh(np.reshape(devices, (1, -1, 1)), meshes.AXES)
   model = goku.make_goku(
     variant,
     dtype="bfloat16",

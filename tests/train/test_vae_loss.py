@@ -9,10 +9,15 @@ import pytest
 
 from goku_jax.data import digits, pipeline
 from goku_jax.models import vae
-from goku_jax.train.vae_loss import vae_loss
+from goku_jax.train.vae_loss import KINDS, vae_loss
 from tests import runs
 
 LOSS = dict(kl_weight=1e-3, l2_weight=1.0)
+
+
+def through(model):
+  apply_fn = lambda params, *args: model.apply({"params": params}, *args)
+  return dict(model=model, apply_fns=dict.fromkeys(KINDS, apply_fn))
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +33,7 @@ def loss_of(batch):
   init = lambda rng, video: model.init(rng, video)["params"]
   shape = jnp.zeros(batch["video_BTHWC"].shape)
   params = runs.stirred(jax.jit(init)(jax.random.key(0), shape))
-  fn = jax.jit(functools.partial(vae_loss, model=model, **LOSS))
+  fn = jax.jit(functools.partial(vae_loss, **through(model), **LOSS))
   return lambda batch: fn(params, batch, jax.random.key(0))
 
 
@@ -68,7 +73,7 @@ def test_the_loss_is_l1_l2_and_kl(batch):
   black = {**batch, "video_BTHWC": 0 * batch["video_BTHWC"]}
   black["image_BTHWC"] = 0 * batch["image_BTHWC"]
   total, sums = vae_loss(
-    {}, jax.tree.map(jnp.asarray, black), jax.random.key(0), model=Fixed(),
+    {}, jax.tree.map(jnp.asarray, black), jax.random.key(0), **through(Fixed()),
     kl_weight=0.1, l2_weight=2.0,
   )  # fmt: skip
   kl = 0.5 * (4 + np.exp(-1) - 1 + 1)

@@ -1,0 +1,67 @@
+"""What `convert` reads and writes: one row a format."""
+
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from goku_jax import weights
+from goku_jax.convert import cogvideox_vae, lpips, run, tensors, wan_vae
+from goku_jax.typing import UserError
+
+
+class Format(NamedTuple):
+  """How weights of others become a weights folder, and one becomes theirs."""
+
+  read: Callable  # (source, **options) -> tree, config of a weights folder
+  options: tuple[str, ...]  # that `read` takes
+  write: Callable | None = None  # (tree, config) -> tensors, their config
+
+
+FORMATS = {
+  "cogvideox_vae": Format(cogvideox_vae.read, ("sha256",), cogvideox_vae.write),
+  "wan_vae": Format(wan_vae.read, ("sha256",), wan_vae.write),
+  "lpips": Format(lpips.read, ("sha256",)),
+  "run": Format(run.read, ("data", "num_samples", "step")),
+}
+
+
+def convert(source, format: str, out, *, reverse: bool, **options) -> dict:
+  """Writes the folder `out`; returns what is in it.
+
+  Args:
+    source: what the format reads; with `reverse`, a folder of our weights.
+    format: a key of FORMATS.
+    out: a folder, made if missing.
+    reverse: from ours to theirs.
+    options: of the format; None where not given.
+
+  Raises:
+    UserError: the source does not fit the format, or an option its format.
+  """
+  if format not in FORMATS:
+    raise UserError(f"--format={format} is not one of {', '.join(FORMATS)}")
+  row = FORMATS[format]
+  given = {k: v for k, v in options.items() if v is not None}
+  takes = () if reverse else row.options
+  for name in given.keys() - set(takes):
+    how = " --reverse" if reverse else ""
+    raise UserError(f"--{name} does not go with --format={format}{how}")
+  if pathlib.Path(out).resolve() == pathlib.Path(source).resolve():
+    raise UserError(f"--out={out} is the source: choose another folder")
+  if reverse:
+    if row.write is None:
+      raise UserError(f"--format={format} has no --reverse")
+    tree, config = weights.load(source)
+    found, theirs = row.write(tree, config)
+    tensors.write(out, found, theirs)
+    return {"tensors": len(found), **_size(found)}
+  tree, config = row.read(source, **given)
+  weights.save(out, tree, config)
+  config = {k: v for k, v in config.items() if k != "diffusers"}
+  return {**config, **_size(tree)}
+
+
+def _size(tree):
+  return {"parameters": sum(x.size for x in jax.tree.leaves(tree))}

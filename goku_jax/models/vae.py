@@ -23,6 +23,7 @@ import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from goku_jax.models import layers, wan_vae
@@ -55,6 +56,9 @@ class VAEConfig:
   # Statistics of each frame, or of the frames of a chunk, as CogVideoX's.
   norm: str = "frame"
   groups: int = 32
+  # A linear coder of blocks of the stride beside the levels, which learn what
+  # it leaves, as residual autoencoding does (DC-AE, arXiv:2410.10733, 3.2).
+  linear: bool = False
   channels: int = 3
   remat: bool = False  # blocks compute again backwards and keep their inputs
   dtype: Any = jnp.float32
@@ -72,10 +76,12 @@ class VAEConfig:
     widths = [self.width * m for m in self.multipliers]
     last = len(widths) - 1
     patch = math.prod(self.patch)
+    block = math.prod(self.stride) * self.channels
     ends = (27 if patch == 1 else 1) * patch * self.channels * widths[0]
     frames = 2**self.time_levels
     total = 2 * ends * frames * 4**last
     total += 27 * 3 * self.latent_channels * widths[-1]  # mean, variance, back
+    total += self.linear * 2 * block * self.latent_channels
     total += 2 * self.mid_blocks * _macs(widths[-1], widths[-1])
     above = widths[0]
     for i, width in enumerate(widths):
@@ -127,6 +133,7 @@ VARIANTS = {
     mid_blocks=1,
     latent_channels=16,
     patch=(2, 4, 4),
+    linear=True,
   ),
   "digits": dict(
     width=64,
@@ -175,8 +182,17 @@ class Encoder(nn.Module):
     for j in range(cfg.mid_blocks):
       x = block(x.shape[-1], name=f"mid_block_{j}")(x)
     x = nn.silu(_norm(cfg)(name="norm_out")(x))
-    x = conv(2 * cfg.latent_channels, name="conv_out")(x)
+    x = conv(
+      2 * cfg.latent_channels, kernel_init=_last_init(cfg), name="conv_out"
+    )(x)
     mean, logvar = jnp.split(x.astype(jnp.float32), 2, -1)
+    if cfg.linear:
+      blocks = _cut(video_BTHWC, cfg.stride, is_first)
+      mean += nn.Dense(
+        cfg.latent_channels,
+        kernel_init=lambda *_: _cosines(cfg).T,
+        name="linear",
+      )(blocks)
     return mean, jnp.clip(logvar, -30.0, 20.0)
 
 
@@ -203,8 +219,17 @@ class Decoder(nn.Module):
         in_time = len(cfg.multipliers) - i <= cfg.time_levels
         x = Upsample(in_time, cfg.dtype, name=f"level_{i}_up")(x, is_first)
     x = nn.silu(norm(name="norm_out")(x, z))
-    x = _end(cfg, conv, math.prod(cfg.patch) * cfg.channels, "out")(x)
-    return _join(x.astype(jnp.float32), cfg.patch, is_first)
+    pixels = math.prod(cfg.patch) * cfg.channels
+    x = _end(cfg, conv, pixels, "out", kernel_init=_last_init(cfg))(x)
+    video = _join(x.astype(jnp.float32), cfg.patch, is_first)
+    if cfg.linear:
+      blocks = nn.Dense(
+        math.prod(cfg.stride) * cfg.channels,
+        kernel_init=lambda *_: _cosines(cfg),
+        name="linear",
+      )(z)
+      video += _join(blocks, cfg.stride, is_first)
+    return video
 
 
 def _norm(cfg):
@@ -219,11 +244,31 @@ def _makers(cfg, left_fn, norm):
   return conv, functools.partial(block, conv=conv, norm=norm)
 
 
-def _end(cfg, conv, channels, name):
+def _end(cfg, conv, channels, name, **init):
   """The layer at the pixels: a patch has its neighbours in it already."""
   if math.prod(cfg.patch) == 1:
-    return conv(channels, name=f"conv_{name}")
-  return nn.Dense(channels, dtype=cfg.dtype, name=f"patch_{name}")
+    return conv(channels, name=f"conv_{name}", **init)
+  return nn.Dense(channels, dtype=cfg.dtype, name=f"patch_{name}", **init)
+
+
+def _last_init(cfg):
+  """Beside a linear coder the levels begin silent."""
+  zeros, normal = nn.initializers.zeros_init(), nn.initializers.lecun_normal()
+  return zeros if cfg.linear else normal
+
+
+def _cosines(cfg):
+  """`[c, t h w C]`: the lowest waves of a block, orthonormal.
+
+  The linear coder begins as the discrete cosine transform, whose waves are
+  nearly the principal components of films (Ahmed et al. 1974).
+  """
+  block, num = (*cfg.stride, cfg.channels), cfg.latent_channels
+  waves = sorted(np.ndindex(*block), key=lambda k: math.prod(1 + i for i in k))
+  chosen = np.ravel_multi_index(np.transpose(waves[:num]), block)
+  spectra = jnp.eye(math.prod(block))[chosen].reshape(num, *block)
+  cosines = jax.scipy.fft.idctn(spectra, axes=(1, 2, 3, 4), norm="ortho")
+  return cosines.reshape(num, -1)
 
 
 def _cut(video_BTHWC, patch, is_first):

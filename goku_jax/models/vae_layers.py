@@ -34,13 +34,14 @@ class CausalConv(nn.Module):
   channels: int
   dtype: Any = jnp.float32
   left_fn: Callable = repeat_first
+  kernel_init: Callable = nn.initializers.lecun_normal()
 
   @nn.compact
   def __call__(
     self, x_BTHWC: Float[Array, "B T H W C"]
   ) -> Float[Array, "B T H W D"]:
     shape = (3, 3, 3, x_BTHWC.shape[-1], self.channels)
-    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+    kernel = self.param("kernel", self.kernel_init, shape)
     bias = self.param("bias", nn.initializers.zeros_init(), shape[-1:])
     x_BTHWC = x_BTHWC.astype(self.dtype)
     if self.has_variable("context", "frames"):

@@ -23,7 +23,7 @@ STATE = (
   (r"/decoder/conv_out/kernel$", P(*[None] * 3, "fsdp", None)),
   (r"/conv2d/kernel$", P(None, None, None, "fsdp")),
   (r"/time/kernel$", P(None, None, "fsdp")),
-  (r"/(shortcut|modulation|quant)/kernel$", P(None, "fsdp")),
+  (r"/(shortcut|linear|modulation|quant)/kernel$", P(None, "fsdp")),
   (r"/(bias|scale|step|count)$", P()),
 )
 

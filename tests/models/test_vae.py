@@ -8,8 +8,11 @@ import pytest
 from goku_jax.models import vae
 from goku_jax.typing import UserError
 
-# Two levels, a patch below them, and a downsampling in time between.
-SIZES = dict(multipliers=(1, 2), time_levels=1, mid_blocks=1, patch=(2, 2, 2))
+# Two levels, a patch below them, a downsampling in time between, and a linear
+# coder beside.
+SIZES = dict(
+  multipliers=(1, 2), time_levels=1, mid_blocks=1, patch=(2, 2, 2), linear=True
+)
 MODEL = vae.make_vae("debug", **SIZES)
 FRAMES, SIDE = 13, 8  # four latent frames of 2x2
 
@@ -136,6 +139,35 @@ def test_calling_adds_noise_of_the_posteriors_width(params, video):
     apply({"params": params}, video)[0],
     apply({"params": params}, mean, method="decode"),
   )
+
+
+def test_beside_silent_levels_blocks_go_through_a_linear_coder(params, video):
+  names = {"conv_out": "encoder", "patch_out": "decoder"}
+  silent = jax.tree.map(lambda x: x, params)
+  for name, half in names.items():
+    silent[half][name] = jax.tree.map(jnp.zeros_like, silent[half][name])
+  mean, _ = apply({"params": silent}, video, method="encode")
+  out = apply({"params": silent}, mean, method="decode")
+  linear = {half: params[half]["linear"] for half in names.values()}
+  whole = jnp.concatenate([jnp.repeat(video[:, :1], 3, 1), video], 1)
+  for t in range(FRAMES // 4 + 1):
+    block = whole[:, 4 * t : 4 * t + 4, :4, :4].reshape(2, -1)
+    code = block @ linear["encoder"]["kernel"] + linear["encoder"]["bias"]
+    near(mean[:, t, 0, 0], code)
+    back = code @ linear["decoder"]["kernel"] + linear["decoder"]["bias"]
+    frames = jnp.arange(4 * t - 3, 4 * t + 1)
+    back = back.reshape(2, 4, 4, 4, 3)[:, frames >= 0]
+    near(out[:, frames[frames >= 0], :4, :4], back)
+
+
+def test_untrained_a_linear_coder_gives_back_what_it_made(video):
+  """Its waves are orthonormal, the first of them even."""
+  params = jax.jit(MODEL.init)(jax.random.key(0), video)["params"]
+  through = lambda x: apply({"params": params}, x)[0]
+  made = through(video)
+  near(through(made)[:, 1:], made[:, 1:])  # the first is repeated into a block
+  grey = jnp.full_like(video, 0.3)
+  near(through(grey), grey)
 
 
 def test_bfloat16_stays_near_and_comes_out_as_float32(params, video):

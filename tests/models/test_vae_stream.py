@@ -8,7 +8,9 @@ import pytest
 from goku_jax.models import vae, vae_stream
 
 # Two levels, a patch below them, and a downsampling in time between.
-SIZES = dict(multipliers=(1, 2), time_levels=1, mid_blocks=1, patch=(2, 2, 2))
+SIZES = dict(
+  multipliers=(1, 2), time_levels=1, mid_blocks=1, patch=(2, 2, 2), linear=True
+)
 MODEL = vae.make_vae("debug", **SIZES)
 GROUP = vae.make_vae("debug", **SIZES, norm="group")
 

@@ -15,7 +15,9 @@ from goku_jax.typing import UserError
 from tests import runs
 
 # Two levels with a patch below, and half the frames in between.
-SIZES = dict(multipliers=(1, 2), time_levels=1, mid_blocks=1, patch=(2, 2, 2))
+SIZES = dict(
+  multipliers=(1, 2), time_levels=1, mid_blocks=1, patch=(2, 2, 2), linear=True
+)
 B, SIDE = 2, 8
 
 

@@ -51,6 +51,7 @@ def test_frozen_arrays_of_diffusers_are_met(name):
   compare(name, SCRIPT["make"](name)[1], frozen(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("name", NAMES)
 def test_diffusers_gives_the_same_now(name, tmp_path):

@@ -129,6 +129,7 @@ def test_an_autoencoder_is_judged_on_real_films(vae, real_videos, tmp_path):
     assert again[name] == report[name]
 
 
+@pytest.mark.slow
 def test_a_prepare_that_was_stopped_goes_on_to_the_same_bytes(vae, tmp_path):
   job = [
     "prepare",
@@ -210,6 +211,7 @@ def test_what_is_not_asked_for_is_as_the_run_says(flow, tmp_path):
     assert metadata[name] == sample[name]
 
 
+@pytest.mark.slow
 def test_a_config_changes_the_settings_of_the_suite_alone(flow, tmp_path):
   before = (flow / "config.json").read_bytes()
   run(
@@ -322,6 +324,7 @@ def test_a_killed_run_ends_as_one_that_never_was(tmp_path):
   chex.assert_trees_all_equal(one, two)
 
 
+@pytest.mark.slow
 def test_a_model_of_classes_alone_is_trained_and_drawn(tmp_path):
   flow, file = tmp_path / "flow", tmp_path / "five.png"
   run_train("debug,condition=class", flow, "--config.total_steps=2")

@@ -224,6 +224,7 @@ def test_a_cosine_is_not_extended(straight):
     train_main.main(longer, str(workdir))
 
 
+@pytest.mark.slow
 def test_a_constant_rate_is_extended_as_if_asked_for_at_once(tmp_path, capfd):
   config_to = lambda total: runs.read_config(
     "vae",

@@ -49,6 +49,7 @@ def step_fn(model, tx, **more):
   return functools.partial(steps.train_step, **settings)
 
 
+@pytest.mark.slow
 def test_parts_of_unequal_counts_give_the_update_of_the_whole(batch, start):
   model, params = start
   counts = (batch["sample_index_BG"] >= 0).sum(1)

@@ -1,4 +1,4 @@
-"""The commands of docs/vae.md in small: films to an autoencoder and its judge."""
+"""The commands of docs/vae.md in small: films to an autoencoder, judged."""
 
 import json
 import runpy

@@ -5,7 +5,10 @@ Imported as `from tests import runs`.
 
 import functools
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import chex
 import jax
@@ -24,6 +27,30 @@ from goku_jax.train.step import init_state, train_step
 
 ROOT = pathlib.Path(__file__).parents[1]
 PATCH = (1, 4, 4)
+# Two levels, a patch below them, a downsampling in time between, and a linear
+# coder beside: everything that an autoencoder of ours can have.
+VAE_SIZES = dict(
+  multipliers=(1, 2), time_levels=1, mid_blocks=1, patch=(2, 2, 2), linear=True
+)
+
+
+def start_job(name, *arguments):
+  """A job as its users run it, in a process of its own on one device."""
+  return subprocess.Popen(
+    [sys.executable, "-m", f"goku_jax.{name}", *arguments],
+    cwd=ROOT,
+    env=os.environ | {"XLA_FLAGS": ""},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
+
+
+def run_job(name, *arguments, status=0):
+  """Runs a job to its end; returns what it printed on both."""
+  process = start_job(name, *arguments)
+  out, err = (text.decode() for text in process.communicate(timeout=200))
+  assert process.returncode == status, out + err
+  return out, err
 
 
 def read_config(stage="flow", **overrides):

@@ -1,8 +1,6 @@
 """The bench runs, and its figures hold together."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -14,10 +12,9 @@ from tests import runs
 @pytest.mark.slow
 @pytest.mark.parity
 def test_both_sides_are_measured_and_agree(tmp_path):
-  command = [sys.executable, "-m", "goku_jax.bench", "--suite=vae"]
-  command += ["--size=16", "--num_frames=9", "--width=32", "--rounds=1"]
-  command += ["--memory_frames=5", f"--json={tmp_path}/found.json"]
-  subprocess.run(command, cwd=runs.ROOT, check=True)
+  small = ["--size=16", "--num_frames=9", "--width=32", "--rounds=1"]
+  small += ["--memory_frames=5", f"--json={tmp_path}/found.json"]
+  runs.run_job("bench", "--suite=vae", *small)
   found = json.loads((tmp_path / "found.json").read_text())
   for method in ("encode", "decode"):
     ours, theirs = (
@@ -31,10 +28,8 @@ def test_both_sides_are_measured_and_agree(tmp_path):
 
 
 def test_a_mistake_is_one_line():
-  command = [sys.executable, "-m", "goku_jax.bench", "--suite=vea"]
-  found = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True)
-  assert found.returncode == 2
-  (line,) = found.stderr.splitlines()
+  _, err = runs.run_job("bench", "--suite=vea", status=2)
+  (line,) = err.splitlines()
   assert "--suite=vea is not one of vae, conv" in line
 
 

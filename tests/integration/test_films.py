@@ -2,8 +2,6 @@
 
 import json
 import runpy
-import subprocess
-import sys
 
 import pytest
 
@@ -17,17 +15,16 @@ LPIPS = runpy.run_path(str(runs.ROOT / "tests/golden/lpips.py"))
 EVALS = "config.evals.reconstruction"
 
 
-def run(job, **flags):
-  """A job in a process of its own; fails where it does."""
-  settings = [f"--{name}={value}" for name, value in flags.items()]
-  command = [sys.executable, "-m", f"goku_jax.{job}", *settings]
-  subprocess.run(command, cwd=runs.ROOT, check=True)
+def run(name, **flags):
+  """A job with its flags by name."""
+  runs.run_job(name, *(f"--{key}={value}" for key, value in flags.items()))
 
 
 def judge(out, **flags):
-  """The report of the suite `reconstruction`."""
-  run("eval", suite="reconstruction", out=out, **flags)
-  return json.loads((out / "report.json").read_text())
+  """What the suite `reconstruction` printed as its result."""
+  result = out / "result.json"
+  run("eval", suite="reconstruction", out=out, json=result, **flags)
+  return json.loads(result.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +59,19 @@ def test_a_run_is_judged_on_the_shots_that_it_held_out(
   trained, shots, tmp_path
 ):
   weights.save(tmp_path / "lpips", LPIPS["params"](), {})
-  report = judge(
+  result = judge(
     tmp_path / "out",
     workdir=trained,
     data=shots,
     fit=shots,
     lpips=tmp_path / "lpips",
   )
-  assert 0 < report["num_clips"] < len(video_io.list_videos(shots))
+  assert 0 < result["num_clips"] < len(video_io.list_videos(shots))
   for coder in ("autoencoder", "linear"):
-    assert {"psnr", "ssim", "flicker"} <= report[coder].keys()
-    assert report[coder]["lpips"] > 0
+    assert {"psnr", "ssim", "lpips", "flicker"} <= result[coder].keys()
+    assert result[coder]["lpips"] > 0
+  report = json.loads((tmp_path / "out/report.json").read_text())
+  assert report["linear"]["lpips"] == result["linear"]["lpips"]
   assert video_io.probe(tmp_path / "out/strip.png")[0] == 1
 
 

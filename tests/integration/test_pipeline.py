@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import chex
@@ -24,29 +22,10 @@ CONFIG = "configs/digits.py"
 SHORT = ["--config.total_steps=4", "--config.save_every_steps=2"]
 CAPTION = "the digit five moves left"
 SAMPLE = ["--num_frames=5", "--num_steps=2", "--seed=3"]
-ONE_DEVICE = os.environ | {"XLA_FLAGS": ""}
-
-
-def start(job, *arguments):
-  return subprocess.Popen(
-    [sys.executable, "-m", f"goku_jax.{job}", *arguments],
-    cwd=runs.ROOT,
-    env=ONE_DEVICE,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-  )
-
-
-def run(job, *arguments, status=0):
-  """Runs a job to its end; returns what it printed on both."""
-  process = start(job, *arguments)
-  out, err = (text.decode() for text in process.communicate(timeout=200))
-  assert process.returncode == status, out + err
-  return out, err
 
 
 def run_train(arg, workdir, *more):
-  return run(
+  return runs.run_job(
     "train", f"--config={CONFIG}:{arg}", f"--workdir={workdir}", *SHORT, *more
   )
 
@@ -61,7 +40,7 @@ def vae(tmp_path_factory):
 @pytest.fixture(scope="module")
 def latents(vae, tmp_path_factory):
   folder = tmp_path_factory.mktemp("latents")
-  run(
+  runs.run_job(
     "prepare",
     f"--config={CONFIG}:stage=prepare,debug",
     f"--config.vae.workdir={vae}",
@@ -90,7 +69,7 @@ def test_prepare_writes_what_it_says(latents, vae):
   assert manifest["vae"] == {"workdir": str(vae), "step": 4}
   assert not list(latents.glob("shard-*.json"))
   before = {p: p.stat().st_mtime_ns for p in latents.glob("shard-*")}
-  out, _ = run(
+  out, _ = runs.run_job(
     "prepare",
     f"--config={CONFIG}:stage=prepare,debug",
     f"--config.vae.workdir={vae}",
@@ -113,7 +92,9 @@ def test_an_autoencoder_is_judged_on_real_films(vae, real_videos, tmp_path):
     f"{settings}num_frames=5",
     f"{settings}size=(64,64)",
   ]
-  out, _ = run("eval", *options, f"--workdir={vae}", f"--out={tmp_path}")
+  out, _ = runs.run_job(
+    "eval", *options, f"--workdir={vae}", f"--out={tmp_path}"
+  )
   assert "autoencoder.psnr" in out
   report = json.loads((tmp_path / "report.json").read_text())
   assert report["step"] == 4
@@ -123,7 +104,7 @@ def test_an_autoencoder_is_judged_on_real_films(vae, real_videos, tmp_path):
   sizes = runs.read_config("vae").model.to_dict()
   params = restore.restore_vae(vae).params
   weights.save(tmp_path / "weights", params, {"model": sizes})
-  run("eval", *options, f"--workdir={tmp_path}/weights")
+  runs.run_job("eval", *options, f"--workdir={tmp_path}/weights")
   again = json.loads((tmp_path / "weights/report.json").read_text())
   for name in ("autoencoder", "linear", "latents"):
     assert again[name] == report[name]
@@ -138,7 +119,7 @@ def test_a_prepare_that_was_stopped_goes_on_to_the_same_bytes(vae, tmp_path):
     "--config.data.digits.num_samples=3000",
     "--config.records_per_shard=100",
   ]
-  run(*job, f"--workdir={tmp_path / 'whole'}")
+  runs.run_job(*job, f"--workdir={tmp_path / 'whole'}")
   files = lambda f: {
     p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()
   }
@@ -147,7 +128,7 @@ def test_a_prepare_that_was_stopped_goes_on_to_the_same_bytes(vae, tmp_path):
     (signal.SIGTERM, 75),
   ):
     folder = tmp_path / asked.name
-    process = start(*job, f"--workdir={folder}")
+    process = runs.start_job(*job, f"--workdir={folder}")
     while not (folder / "shard-00001.json").exists():
       assert process.poll() is None
       time.sleep(0.001)
@@ -158,7 +139,7 @@ def test_a_prepare_that_was_stopped_goes_on_to_the_same_bytes(vae, tmp_path):
     assert not (folder / "manifest.json").exists()
     first = folder / "shard-00000.array_record"
     written = first.stat().st_mtime_ns
-    out, _ = run(*job, f"--workdir={folder}")
+    out, _ = runs.run_job(*job, f"--workdir={folder}")
     assert "goes on from record" in out
     assert first.stat().st_mtime_ns == written
     assert files(folder) == files(tmp_path / "whole")
@@ -166,7 +147,7 @@ def test_a_prepare_that_was_stopped_goes_on_to_the_same_bytes(vae, tmp_path):
 
 def test_the_same_seed_draws_the_same_bytes(flow, tmp_path):
   for name in ("a.mp4", "b.mp4"):
-    run(
+    runs.run_job(
       "sample",
       f"--workdir={flow}",
       f"--prompt={CAPTION}",
@@ -183,7 +164,7 @@ def test_the_same_seed_draws_the_same_bytes(flow, tmp_path):
 
 def test_one_frame_of_each_prompt_of_a_file_is_a_picture(flow, tmp_path):
   (tmp_path / "prompts.txt").write_text(f"{CAPTION}\n\nthe digit one\n")
-  run(
+  runs.run_job(
     "sample",
     f"--workdir={flow}",
     f"--prompts={tmp_path}/prompts.txt",
@@ -204,7 +185,9 @@ def test_one_frame_of_each_prompt_of_a_file_is_a_picture(flow, tmp_path):
 
 def test_what_is_not_asked_for_is_as_the_run_says(flow, tmp_path):
   file = tmp_path / "x.mp4"
-  run("sample", f"--workdir={flow}", f"--prompt={CAPTION}", f"--out={file}")
+  runs.run_job(
+    "sample", f"--workdir={flow}", f"--prompt={CAPTION}", f"--out={file}"
+  )
   sample = json.loads((flow / "config.json").read_text())["sample"]
   metadata = video_io.read_metadata(file)
   for name in ("num_frames", "num_steps", "guidance_scale", "shift", "seed"):
@@ -214,7 +197,7 @@ def test_what_is_not_asked_for_is_as_the_run_says(flow, tmp_path):
 @pytest.mark.slow
 def test_a_config_changes_the_settings_of_the_suite_alone(flow, tmp_path):
   before = (flow / "config.json").read_bytes()
-  run(
+  runs.run_job(
     "eval",
     f"--workdir={flow}",
     f"--out={tmp_path}",
@@ -229,7 +212,7 @@ def test_a_config_changes_the_settings_of_the_suite_alone(flow, tmp_path):
 
 
 def test_a_prompt_of_other_bytes_is_one_line(flow, tmp_path):
-  _, err = run(
+  _, err = runs.run_job(
     "sample",
     f"--workdir={flow}",
     b"--prompt=five \xff",
@@ -242,7 +225,7 @@ def test_a_prompt_of_other_bytes_is_one_line(flow, tmp_path):
 
 
 def test_a_run_of_another_model_is_one_line(flow):
-  process = start(
+  process = runs.start_job(
     "train", f"--config={CONFIG}:debug", f"--workdir={flow}", *SHORT
   )
   _, err = process.communicate(timeout=100)
@@ -266,14 +249,14 @@ def test_latents_may_move_but_not_change(flow, latents, vae, tmp_path):
   before = (run_dir / "config.json").read_bytes()
   assert json.loads(before)["data"]["path"] == str(place)
   shutil.rmtree(place)
-  run(
+  runs.run_job(
     "prepare",
     f"--config={CONFIG}:stage=prepare,debug",
     f"--config.vae.workdir={vae}",
     "--config.vae.step=2",
     f"--workdir={place}",
   )
-  process = start(
+  process = runs.start_job(
     "train",
     f"--config={CONFIG}:{again[0]}",
     f"--workdir={run_dir}",
@@ -288,7 +271,7 @@ def test_latents_may_move_but_not_change(flow, latents, vae, tmp_path):
 
 
 def test_a_refused_start_on_latents_leaves_an_empty_folder(latents, tmp_path):
-  _, err = run(
+  _, err = runs.run_job(
     "train",
     f"--config={CONFIG}:debug",
     f"--workdir={tmp_path}",
@@ -308,8 +291,8 @@ def test_a_killed_run_ends_as_one_that_never_was(tmp_path):
     "--config.show_every_steps=1000",
   ]
   job = ["train", f"--config={CONFIG}:debug", *arguments]
-  run(*job, f"--workdir={whole}")
-  process = start(*job, f"--workdir={killed}")
+  runs.run_job(*job, f"--workdir={whole}")
+  process = runs.start_job(*job, f"--workdir={killed}")
   while not checkpoint.whole_steps(killed / "checkpoints"):
     assert process.poll() is None
     time.sleep(0.01)
@@ -317,7 +300,7 @@ def test_a_killed_run_ends_as_one_that_never_was(tmp_path):
   process.communicate()
   assert process.returncode == -signal.SIGKILL
   assert checkpoint.whole_steps(killed / "checkpoints")[-1] < 60
-  out, _ = run(*job, f"--workdir={killed}")
+  out, _ = runs.run_job(*job, f"--workdir={killed}")
   assert "resumed from step" in out
   one, two = runs.read_arrays(whole), runs.read_arrays(killed)
   assert one.keys() == two.keys() == {"params", "ema", "opt_state", "step"}
@@ -330,9 +313,9 @@ def test_a_model_of_classes_alone_is_trained_and_drawn(tmp_path):
   run_train("debug,condition=class", flow, "--config.total_steps=2")
   draw = ["sample", f"--workdir={flow}", f"--out={file}", "--num_frames=1"]
   draw += ["--num_steps=2"]
-  run(*draw, "--class_label=5")
+  runs.run_job(*draw, "--class_label=5")
   assert video_io.read_video(file)[0].shape == (1, 16, 16, 3)
   assert video_io.read_metadata(file)["class_label"] == 5
-  _, err = run(*draw, f"--prompt={CAPTION}", status=2)
+  _, err = runs.run_job(*draw, f"--prompt={CAPTION}", status=2)
   assert "this model reads no text" in err
   assert err.count("\n") == 1

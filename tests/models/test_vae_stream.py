@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 
 from goku_jax.models import vae, vae_stream
+from tests import runs
 
-# Two levels, a patch below them, and a downsampling in time between.
-SIZES = dict(
-  multipliers=(1, 2), time_levels=1, mid_blocks=1, patch=(2, 2, 2), linear=True
-)
-MODEL = vae.make_vae("debug", **SIZES)
-GROUP = vae.make_vae("debug", **SIZES, norm="group")
+MODEL = vae.make_vae("debug", **runs.VAE_SIZES)
+GROUP = vae.make_vae("debug", **runs.VAE_SIZES, norm="group")
 
 
 @pytest.fixture(scope="module")

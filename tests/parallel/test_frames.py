@@ -14,16 +14,12 @@ from goku_jax.parallel.mesh import make_mesh
 from goku_jax.typing import UserError
 from tests import runs
 
-# Two levels with a patch below, and half the frames in between.
-SIZES = dict(
-  multipliers=(1, 2), time_levels=1, mid_blocks=1, patch=(2, 2, 2), linear=True
-)
 B, SIDE = 2, 8
 
 
 @pytest.fixture(scope="module")
 def model():
-  return vae.make_vae("debug", **SIZES)
+  return vae.make_vae("debug", **runs.VAE_SIZES)
 
 
 @functools.cache

@@ -56,6 +56,7 @@ class VAEConfig:
   # Statistics of each frame, or of the frames of a chunk, as CogVideoX's.
   norm: str = "frame"
   groups: int = 32
+  latent_norms: bool = True  # the decoder's norms read the latents
   # A linear coder of blocks of the stride beside the levels, which learn what
   # it leaves, as residual autoencoding does (DC-AE, arXiv:2410.10733, 3.2).
   linear: bool = False
@@ -145,6 +146,7 @@ VARIANTS = {
     latent_channels=4,
     patch=(4, 4, 4),
     groups=8,
+    latent_norms=False,  # its flow model reads more digits so
   ),
   "debug": dict(
     width=16,
@@ -205,20 +207,21 @@ class Decoder(nn.Module):
   @nn.compact
   def __call__(self, latents_BTHWC, is_first=True):
     cfg = self.config
-    norm = functools.partial(SpatialNorm, _norm(cfg), is_first)
+    z, norm, read = latents_BTHWC, _norm(cfg), ()
+    if cfg.latent_norms:
+      norm, read = functools.partial(SpatialNorm, norm, is_first), (z,)
     conv, block = _makers(cfg, self.left_fn, norm)
-    z = latents_BTHWC
     x = conv(cfg.width * cfg.multipliers[-1], name="conv_in")(z)
     for j in range(cfg.mid_blocks):
-      x = block(x.shape[-1], name=f"mid_block_{j}")(x, z)
+      x = block(x.shape[-1], name=f"mid_block_{j}")(x, *read)
     for i, multiplier in reversed(list(enumerate(cfg.multipliers))):
       for j in range(cfg.decoder_blocks):
-        x = block(cfg.width * multiplier, name=f"level_{i}_block_{j}")(x, z)
+        x = block(cfg.width * multiplier, name=f"level_{i}_block_{j}")(x, *read)
       if i > 0:
         # The deepest double time first, as CogVideoX's do.
         in_time = len(cfg.multipliers) - i <= cfg.time_levels
         x = Upsample(in_time, cfg.dtype, name=f"level_{i}_up")(x, is_first)
-    x = nn.silu(norm(name="norm_out")(x, z))
+    x = nn.silu(norm(name="norm_out")(x, *read))
     pixels = math.prod(cfg.patch) * cfg.channels
     x = _end(cfg, conv, pixels, "out", kernel_init=_last_init(cfg))(x)
     video = _join(x.astype(jnp.float32), cfg.patch, is_first)

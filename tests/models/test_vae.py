@@ -7,13 +7,9 @@ import pytest
 
 from goku_jax.models import vae
 from goku_jax.typing import UserError
+from tests import runs
 
-# Two levels, a patch below them, a downsampling in time between, and a linear
-# coder beside.
-SIZES = dict(
-  multipliers=(1, 2), time_levels=1, mid_blocks=1, patch=(2, 2, 2), linear=True
-)
-MODEL = vae.make_vae("debug", **SIZES)
+MODEL = vae.make_vae("debug", **runs.VAE_SIZES)
 FRAMES, SIDE = 13, 8  # four latent frames of 2x2
 
 
@@ -170,8 +166,21 @@ def test_untrained_a_linear_coder_gives_back_what_it_made(video):
   near(through(grey), grey)
 
 
+def test_norms_that_read_latents_begin_as_those_that_read_none(video):
+  """The modulation of new parameters is one and zero."""
+  sizes = runs.VAE_SIZES | dict(linear=False)  # whose levels begin silent
+  outs = []
+  for reads in (True, False):
+    model = vae.make_vae("debug", **sizes, latent_norms=reads)
+    (out, *_), made = jax.jit(model.init_with_output)(jax.random.key(0), video)
+    assert ("modulation" in str(jax.tree.structure(made))) == reads
+    outs.append(out)
+  near(*outs)
+  assert outs[0].std() > 0.1
+
+
 def test_bfloat16_stays_near_and_comes_out_as_float32(params, video):
-  half = vae.make_vae("debug", **SIZES, dtype="bfloat16")
+  half = vae.make_vae("debug", **runs.VAE_SIZES, dtype="bfloat16")
   mean, logvar = jax.jit(lambda x: half.apply({"params": params}, x)[1:])(video)
   assert mean.dtype == logvar.dtype == jnp.float32
   expected = apply({"params": params}, video)[1]
@@ -213,11 +222,11 @@ def test_flops_are_those_that_xla_counts(variant):
 )
 def test_sizes_that_do_not_fit_are_refused(sizes, message):
   with pytest.raises(UserError, match=message):
-    vae.make_vae("debug", **(SIZES | sizes))
+    vae.make_vae("debug", **(runs.VAE_SIZES | sizes))
 
 
 def test_blocks_computed_again_change_nothing(params, video):
-  again = vae.make_vae("debug", **SIZES, remat=True)
+  again = vae.make_vae("debug", **runs.VAE_SIZES, remat=True)
   loss = lambda model: jax.jit(
     jax.grad(lambda p: jnp.sum(model.apply({"params": p}, video)[0] ** 2))
   )(params)

@@ -146,7 +146,7 @@ VARIANTS = {
     latent_channels=4,
     patch=(4, 4, 4),
     groups=8,
-    latent_norms=False,  # its flow model reads more digits so
+    latent_norms=False,  # the flow model draws more digits right (docs/vae.md)
   ),
   "debug": dict(
     width=16,

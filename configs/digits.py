@@ -41,6 +41,7 @@ def training(config, *, total_steps, warmup_steps, every_steps):
   """What both models share."""
   config.total_steps = total_steps
   config.optim = dict(
+    rule="adamw",
     learning_rate=2e-3,
     warmup_steps=warmup_steps,
     # cosine to zero at total_steps; constant may be extended by a larger total

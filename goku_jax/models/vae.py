@@ -39,6 +39,8 @@ from goku_jax.models.vae_layers import (
 from goku_jax.typing import UserError
 
 NORMS = ("frame", "group")
+# Log-variance at which a linear coder begins: its noise drowns no fine wave.
+NARROW = -8.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,16 +126,16 @@ VARIANTS = {
     mid_blocks=2,
     latent_channels=16,
   ),
-  # Goku's 8x8x4 and 16 channels for CPUs.
+  # Goku's 8x8x4 and 16 channels for CPUs: no convolution above the latents.
   "small": dict(
-    width=64,
-    multipliers=(1, 2),
-    time_levels=1,
-    encoder_blocks=1,
-    decoder_blocks=2,
-    mid_blocks=1,
+    width=192,
+    multipliers=(1,),
+    time_levels=0,
+    encoder_blocks=2,
+    decoder_blocks=4,
+    mid_blocks=0,
     latent_channels=16,
-    patch=(2, 4, 4),
+    patch=(4, 8, 8),
     linear=True,
   ),
   "digits": dict(
@@ -192,9 +194,10 @@ class Encoder(nn.Module):
       blocks = _cut(video_BTHWC, cfg.stride, is_first)
       mean += nn.Dense(
         cfg.latent_channels,
-        kernel_init=lambda *_: _cosines(cfg).T,
+        kernel_init=lambda *_: _cosines(cfg, -1).T,
         name="linear",
       )(blocks)
+      logvar += NARROW
     return mean, jnp.clip(logvar, -30.0, 20.0)
 
 
@@ -228,7 +231,7 @@ class Decoder(nn.Module):
     if cfg.linear:
       blocks = nn.Dense(
         math.prod(cfg.stride) * cfg.channels,
-        kernel_init=lambda *_: _cosines(cfg),
+        kernel_init=lambda *_: _cosines(cfg, 1),
         name="linear",
       )(z)
       video += _join(blocks, cfg.stride, is_first)
@@ -260,18 +263,23 @@ def _last_init(cfg):
   return zeros if cfg.linear else normal
 
 
-def _cosines(cfg):
-  """`[c, t h w C]`: the lowest waves of a block, orthonormal.
+def _cosines(cfg, power):
+  """`[c, t h w C]`: the lowest waves of a block times a power of their sizes.
 
   The linear coder begins as the discrete cosine transform, whose waves are
-  nearly the principal components of films (Ahmed et al. 1974).
+  nearly the principal components of films (Ahmed et al. 1974). Over their sizes
+  codes deviate by about one: those of pixels that deviate by a half fall as the
+  2.5th power of the product of 1 + frequency (found on docs/vae.md's film).
   """
   block, num = (*cfg.stride, cfg.channels), cfg.latent_channels
-  waves = sorted(np.ndindex(*block), key=lambda k: math.prod(1 + i for i in k))
-  chosen = np.ravel_multi_index(np.transpose(waves[:num]), block)
+  order = lambda wave: math.prod(1 + i for i in wave)
+  waves = sorted(np.ndindex(*block), key=order)[:num]
+  chosen = np.ravel_multi_index(np.transpose(waves), block)
   spectra = jnp.eye(math.prod(block))[chosen].reshape(num, *block)
   cosines = jax.scipy.fft.idctn(spectra, axes=(1, 2, 3, 4), norm="ortho")
-  return cosines.reshape(num, -1)
+  falls = jnp.array([order(wave) ** -2.5 for wave in waves])
+  size_c = 0.5 * math.sqrt(math.prod(block)) * falls
+  return cosines.reshape(num, -1) * size_c[:, None] ** power
 
 
 def _cut(video_BTHWC, patch, is_first):
@@ -372,6 +380,9 @@ def make_vae(variant: str, *, dtype: str = "float32", **sizes) -> VAE:
   sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()}
   if variant in wan_vae.VARIANTS:
     return VAE(wan_vae.WanConfig(**sizes))
+  unknown = sizes.keys() - VAEConfig.__dataclass_fields__.keys()
+  if unknown:
+    raise UserError(f"the autoencoder has no {', '.join(sorted(unknown))}")
   config = VAEConfig(**sizes)
   if config.norm not in NORMS:
     raise UserError(

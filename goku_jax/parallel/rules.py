@@ -24,7 +24,7 @@ STATE = (
   (r"/conv2d/kernel$", P(None, None, None, "fsdp")),
   (r"/time/kernel$", P(None, None, "fsdp")),
   (r"/(shortcut|linear|modulation|quant)/kernel$", P(None, "fsdp")),
-  (r"/(bias|scale|step|count)$", P()),
+  (r"/(bias|scale|step|count|ns_coeffs)$", P()),
 )
 
 

@@ -1,10 +1,13 @@
-"""AdamW with a warm-up and a clipped gradient norm."""
+"""AdamW or Muon with a warm-up and a clipped gradient norm."""
 
+import jax
 import optax
+import optax.contrib
 
 from goku_jax.typing import UserError
 
 SCHEDULES = ("constant", "cosine")
+RULES = ("adamw", "muon")
 
 
 def make_schedule(
@@ -33,6 +36,7 @@ def make_schedule(
 
 def make_optimizer(
   *,
+  rule: str = "adamw",
   learning_rate: float,
   warmup_steps: int,
   schedule: str,
@@ -44,9 +48,15 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """The update rule; the paper gives none, so every value is the config's.
 
+  `muon` makes the updates of kernels orthogonal, scaled to the size of AdamW's
+  so that rates are of one kind (arXiv:2502.16982, eq. 4), and leaves the rest
+  to AdamW with Nesterov's momentum: `b1` and `b2` are of its moments alone.
+
   Raises:
-    UserError: a value with which no step learns.
+    UserError: an unknown rule, or a value with which no step learns.
   """
+  if rule not in RULES:
+    raise UserError(f"optim.rule={rule!r} is not one of {', '.join(RULES)}")
   for name, decay in (("b1", b1), ("b2", b2)):
     if not 0 <= decay < 1:
       raise UserError(f"optim.{name}={decay}: set 0 or more, below 1")
@@ -54,17 +64,39 @@ def make_optimizer(
     raise UserError(f"optim.weight_decay={weight_decay}: set 0 or more")
   if not clip_norm > 0:
     raise UserError(f"optim.clip_norm={clip_norm}: set a number above 0")
-  return optax.chain(
-    optax.clip_by_global_norm(clip_norm),
-    optax.adamw(
-      make_schedule(
-        learning_rate=learning_rate,
-        warmup_steps=warmup_steps,
-        schedule=schedule,
-        total_steps=total_steps,
-      ),
-      b1=b1,
-      b2=b2,
-      weight_decay=weight_decay,
-    ),
+  rate = make_schedule(
+    learning_rate=learning_rate,
+    warmup_steps=warmup_steps,
+    schedule=schedule,
+    total_steps=total_steps,
   )
+  if rule == "muon":
+    update = optax.contrib.muon(
+      rate,
+      weight_decay=weight_decay,
+      adam_b1=b1,
+      adam_b2=b2,
+      adam_weight_decay=weight_decay,
+      muon_weight_dimension_numbers=_matrices,
+      consistent_rms=0.2,
+    )
+  else:
+    update = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay)
+  return optax.chain(optax.clip_by_global_norm(clip_norm), update)
+
+
+def _matrices(params):
+  """Kernels as matrices from all that they read to all that they make.
+
+  Layers of a scan, which share an array, are matrices of their own.
+  """
+
+  def dims(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    if not name.endswith("kernel"):
+      return None
+    first = "blocks/" in name
+    reads = tuple(range(first, x.ndim - 1))
+    return optax.contrib.MuonDimensionNumbers(reads, x.ndim - 1)
+
+  return jax.tree.map_with_path(dims, params)

@@ -19,8 +19,8 @@ OPTIM = dict(learning_rate=1e-3, warmup_steps=2, schedule="cosine")
 OPTIM |= dict(total_steps=9, b1=0.9, b2=0.99, weight_decay=0.0, clip_norm=1.0)
 
 
-def state_of(params):
-  tx = optimizer.make_optimizer(**OPTIM)
+def state_of(params, rule="adamw"):
+  tx = optimizer.make_optimizer(rule=rule, **OPTIM)
   return jax.eval_shape(lambda params: step.init_state(params, tx), params)
 
 
@@ -40,10 +40,10 @@ def flow_state(variant, has_text=False, **sizes):
 
 
 @functools.cache
-def vae_state(variant):
+def vae_state(variant, **more):
   video = jnp.zeros((1, 5, 16, 16, 3))
   init = jax.eval_shape(vae.make_vae(variant).init, jax.random.key(0), video)
-  return state_of(init["params"])
+  return state_of(init["params"], **more)
 
 
 STATES = {
@@ -58,6 +58,7 @@ STATES |= {
   f"vae {name}": lambda name=name: vae_state(name)
   for name in vae.VARIANTS | wan_vae.VARIANTS
 }
+STATES["vae small, muon"] = lambda: vae_state("small", rule="muon")
 
 
 def paths(state):

@@ -32,7 +32,8 @@ def terminate():
 
 
 def config_of(stage):
-  more = dict(data__num_clips=8, data__num_images=8)
+  # Each stage by one of the rules.
+  more = dict(data__num_clips=8, data__num_images=8, optim__rule="muon")
   more = more if stage == "vae" else {}
   return runs.read_config(
     stage, total_steps=TOTAL, save_every_steps=2, show_every_steps=100, **more

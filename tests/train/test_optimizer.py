@@ -1,5 +1,6 @@
-"""Schedules by their formulas; the clip and AdamW by one step."""
+"""Schedules by their formulas; the clip, AdamW and Muon by one step."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -85,3 +86,60 @@ def test_decay_pulls_parameters_beside_the_update():
 def test_a_rule_that_cannot_learn_is_refused(name, value):
   with pytest.raises(UserError, match=rf"optim\.{name}={value}: set"):
     first_update((0.3, 0.4), **{name: value})
+
+
+def muon_update(gradient):
+  tx = make_optimizer(
+    rule="muon",
+    learning_rate=0.1,
+    warmup_steps=0,
+    schedule="constant",
+    total_steps=10,
+    **RULE | dict(clip_norm=1e9),
+  )
+  params = jax.tree.map(jnp.zeros_like, gradient)
+  return tx.update(gradient, tx.init(params), params)[0]
+
+
+def normal(*shape):
+  return jax.random.normal(jax.random.key(0), shape)
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24)])
+def test_muon_moves_a_kernel_alike_in_every_direction(shape):
+  """Five Newton-Schulz steps leave singular values between 0.68 and 1.13."""
+  gradient = normal(*shape)
+  update = muon_update({"kernel": gradient})["kernel"]
+  u, _, v = jnp.linalg.svd(gradient, full_matrices=False)
+  unit = update / (-0.1 * 0.2 * np.sqrt(24))  # arXiv:2502.16982, eq. 4
+  sizes = np.diag(u.T @ unit @ v.T)
+  assert (sizes > 0.6).all()
+  assert (sizes < 1.2).all()
+  np.testing.assert_allclose(u * sizes @ v, unit, atol=1e-4)
+
+
+def test_to_muon_a_convolution_is_one_matrix_and_layers_are_many():
+  gradient = normal(3, 3, 3, 4, 8)
+  want = muon_update({"kernel": gradient.reshape(-1, 8)})["kernel"]
+  made = muon_update({"kernel": gradient})["kernel"]
+  np.testing.assert_allclose(made.reshape(-1, 8), want, atol=1e-6)
+  layers = normal(2, 6, 8) * jnp.array([1.0, 50.0])[:, None, None]
+  made = muon_update({"blocks": {"kernel": layers}})["blocks"]["kernel"]
+  for layer, update in zip(layers, made, strict=True):
+    alone = muon_update({"kernel": layer})["kernel"]
+    np.testing.assert_allclose(update, alone, atol=1e-6)
+
+
+def test_muon_leaves_all_but_kernels_to_adam():
+  gradient = {"bias": normal(8), "embedding": normal(8, 4)}
+  tx = optax.adamw(0.1, b1=0.9, b2=0.99, weight_decay=0.0, nesterov=True)
+  params = jax.tree.map(jnp.zeros_like, gradient)
+  want = tx.update(gradient, tx.init(params), params)[0]
+  made = muon_update(gradient)
+  for name in gradient:
+    np.testing.assert_allclose(made[name], want[name], rtol=1e-6)
+
+
+def test_an_unknown_rule_fails():
+  with pytest.raises(UserError, match="rule='sgd' is not one of adamw, muon"):
+    first_update((0.3, 0.4), rule="sgd")

@@ -26,16 +26,35 @@ from ml_collections import config_dict
 
 from configs import common
 
-# Crop in pixels, clips and images a step, steps, learning rate, weight of L2.
+# Crop in pixels, clips and images a step, steps, update rule, learning rate,
+# weight of L2.
 SIZES = {
   "goku": dict(
-    crop=256, num_clips=32, num_images=32, steps=200_000, rate=1e-4, l2=0.0
+    crop=256,
+    num_clips=32,
+    num_images=32,
+    steps=200_000,
+    rule="adamw",
+    rate=1e-4,
+    l2=0.0,
   ),
   "small": dict(
-    crop=128, num_clips=1, num_images=1, steps=1_500, rate=1e-3, l2=5.0
+    crop=128,
+    num_clips=1,
+    num_images=1,
+    steps=1_500,
+    rule="muon",
+    rate=1e-3,
+    l2=5.0,
   ),
   "debug": dict(
-    crop=16, num_clips=8, num_images=8, steps=20, rate=2e-3, l2=1.0
+    crop=16,
+    num_clips=8,
+    num_images=8,
+    steps=20,
+    rule="adamw",
+    rate=2e-3,
+    l2=1.0,
   ),
 }
 
@@ -103,7 +122,7 @@ def get_config(arg=None):
   config.start = config_dict.placeholder(str)  # a run whose average to begin at
   config.total_steps = size["steps"]
   config.optim = dict(
-    rule="muon" if arg.variant == "small" else "adamw",
+    rule=size["rule"],
     learning_rate=size["rate"],
     warmup_steps=1 if debug else 100,
     # cosine to zero at total_steps; constant may be extended by a larger total

@@ -92,10 +92,15 @@ def _restore_args(leaf):
   return ocp.ArrayRestoreArgs(sharding=sharding)
 
 
+def path_of(keys) -> str:
+  """The path of a leaf, of what `jax.tree.map_with_path` gives for it."""
+  return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
 def shapes(tree) -> dict:
   """Shapes of arrays, or of abstract ones, by path (`block/qkv/kernel`)."""
   return {
-    jax.tree_util.keystr(keys, simple=True, separator="/"): tuple(leaf.shape)
+    path_of(keys): tuple(leaf.shape)
     for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
   }
 

@@ -97,8 +97,9 @@ def to_tree(tensors: dict, abstract, place_of: Callable[[str], Place]) -> dict:
   trees.check_shapes(found, wanted, "the weights")
 
   def take(keys, leaf):
-    parts = [tensors[n].astype(np.float32) for n in place_of(_path(keys)).names]
-    if _is_kernel(_path(keys)):
+    path = trees.path_of(keys)
+    parts = [tensors[n].astype(np.float32) for n in place_of(path).names]
+    if _is_kernel(path):
       parts = [np.moveaxis(x, (0, 1), (-1, -2)) for x in parts]
       parts = [x.reshape(*leaf.shape[:-1], -1) for x in parts]
     else:
@@ -145,11 +146,7 @@ def check_settings(config: dict, allowed: dict):
 
 def _leaves(tree):
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return [(_path(keys), leaf) for keys, leaf in leaves]
-
-
-def _path(keys):
-  return jax.tree_util.keystr(keys, simple=True, separator="/")
+  return [(trees.path_of(keys), leaf) for keys, leaf in leaves]
 
 
 def _is_kernel(path):

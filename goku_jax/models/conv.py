@@ -47,8 +47,8 @@ def sum_of_planes(x_BTHWC, kernel, stride=1, sides=SAME):
   """The sum of three 2-D convolutions, one for each tap in time.
 
   XLA's CPU backend computes 3-D ones by a slow path of its own, and their
-  gradients with a stride by a very slow one (`bench --suite=conv`; docs/vae.md
-  has figures). Nor are three frames' channels copied side by side.
+  gradients with a stride by a very slow one (`bench --suite=conv`). Nor are
+  three frames' channels copied side by side.
   """
   B, T, H, W, C = x_BTHWC.shape
 

@@ -11,6 +11,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from goku_jax import trees
+
 BATCH = ("replica", "fsdp")  # the mesh axes that split packs and clips
 ACTIVATIONS = (("batch", BATCH), ("tokens", None))
 
@@ -33,15 +35,18 @@ def spec_for(path: str) -> P:
   hits = [spec for pattern, spec in STATE if re.search(pattern, path)]
   if len(hits) != 1:
     raise ValueError(f"{len(hits)} sharding rules match {path!r}; want one")
-  scanned = "/blocks/" in path and hits[0]
-  return P(None, *hits[0]) if scanned else hits[0]
+  return P(None, *hits[0]) if is_scanned(path) else hits[0]
+
+
+def is_scanned(path: str) -> bool:
+  """Whether the array has a first axis of layers, which one scan runs over."""
+  return "blocks" in path.split("/")
 
 
 def shardings(mesh: Mesh, state):
   """A sharding for every leaf of `state` (arrays or their shapes)."""
 
   def place(path, _):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    return NamedSharding(mesh, spec_for("/" + name))
+    return NamedSharding(mesh, spec_for("/" + trees.path_of(path)))
 
   return jax.tree.map_with_path(place, state)

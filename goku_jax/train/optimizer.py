@@ -4,6 +4,8 @@ import jax
 import optax
 import optax.contrib
 
+from goku_jax import trees
+from goku_jax.parallel import rules
 from goku_jax.typing import UserError
 
 SCHEDULES = ("constant", "cosine")
@@ -92,11 +94,10 @@ def _matrices(params):
   """
 
   def dims(path, x):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    if not name.endswith("kernel"):
+    path = trees.path_of(path)
+    if not path.endswith("kernel"):
       return None
-    first = "blocks/" in name
-    reads = tuple(range(first, x.ndim - 1))
+    reads = tuple(range(rules.is_scanned(path), x.ndim - 1))
     return optax.contrib.MuonDimensionNumbers(reads, x.ndim - 1)
 
   return jax.tree.map_with_path(dims, params)

@@ -45,7 +45,8 @@ def test_an_unknown_schedule_fails():
     schedule_of("linear")
 
 
-def first_update(gradient, **more):
+def update_of(params, gradient, **more):
+  """The first update and the state after it."""
   tx = make_optimizer(
     learning_rate=0.1,
     warmup_steps=0,
@@ -53,9 +54,12 @@ def first_update(gradient, **more):
     total_steps=10,
     **RULE | more,
   )
+  return tx.update(gradient, tx.init(params), params)
+
+
+def first_update(gradient, **more):
   params = {"w": jnp.array([1.0, -2.0])}
-  state = tx.init(params)
-  updates, state = tx.update({"w": jnp.array(gradient)}, state, params)
+  updates, state = update_of(params, {"w": jnp.array(gradient)}, **more)
   return np.asarray(updates["w"]), state
 
 
@@ -89,16 +93,8 @@ def test_a_rule_that_cannot_learn_is_refused(name, value):
 
 
 def muon_update(gradient):
-  tx = make_optimizer(
-    rule="muon",
-    learning_rate=0.1,
-    warmup_steps=0,
-    schedule="constant",
-    total_steps=10,
-    **RULE | dict(clip_norm=1e9),
-  )
   params = jax.tree.map(jnp.zeros_like, gradient)
-  return tx.update(gradient, tx.init(params), params)[0]
+  return update_of(params, gradient, rule="muon", clip_norm=1e9)[0]
 
 
 def normal(*shape):

@@ -11,8 +11,6 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from goku_jax import trees
-
 BATCH = ("replica", "fsdp")  # the mesh axes that split packs and clips
 ACTIVATIONS = (("batch", BATCH), ("tokens", None))
 
@@ -47,6 +45,7 @@ def shardings(mesh: Mesh, state):
   """A sharding for every leaf of `state` (arrays or their shapes)."""
 
   def place(path, _):
-    return NamedSharding(mesh, spec_for("/" + trees.path_of(path)))
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return NamedSharding(mesh, spec_for("/" + name))
 
   return jax.tree.map_with_path(place, state)

@@ -31,13 +31,11 @@ def terminate():
   os.kill(os.getpid(), signal.SIGTERM)
 
 
-def config_of(stage):
-  # Each stage by one of the rules.
-  more = dict(data__num_clips=8, data__num_images=8, optim__rule="muon")
-  more = more if stage == "vae" else {}
-  return runs.read_config(
-    stage, total_steps=TOTAL, save_every_steps=2, show_every_steps=100, **more
-  )
+def config_of(stage, **more):
+  found = dict(total_steps=TOTAL, save_every_steps=2, show_every_steps=100)
+  if stage == "vae":  # by the other update rule than the flow
+    found |= dict(data__num_clips=8, data__num_images=8, optim__rule="muon")
+  return runs.read_config(stage, **found | more)
 
 
 def interrupt(monkeypatch, stage, at, what):
@@ -219,7 +217,7 @@ def test_a_run_that_is_done_says_what_it_ended_with(straight):
 
 def test_a_cosine_is_not_extended(straight):
   workdir, _ = straight("vae")
-  longer = runs.read_config("vae", total_steps=2 * TOTAL)
+  longer = config_of("vae", total_steps=2 * TOTAL)
   says = "total_steps is 4 there and 8 here: the cosine ends there"
   with pytest.raises(job.UserError, match=says):
     train_main.main(longer, str(workdir))
@@ -320,7 +318,7 @@ def test_a_model_of_text_from_elsewhere_is_refused(tmp_path):
 def test_a_resume_that_is_refused_leaves_the_run_as_it_was(straight):
   workdir, _ = straight("vae")
   before = (workdir / "config.json").read_bytes()
-  wrong = runs.read_config("vae", total_steps=TOTAL, mesh__replica=3)
+  wrong = config_of("vae", mesh__replica=3)
   with pytest.raises(job.UserError, match="mesh replica=3"):
     train_main.main(wrong, str(workdir))
   assert (workdir / "config.json").read_bytes() == before

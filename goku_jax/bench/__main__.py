@@ -38,6 +38,7 @@ def main(suite, rounds, num_frames, size, width, dtype, memory_frames):
   """Returns the figures of the suite."""
   if suite not in SUITES:
     raise job.UserError(f"--suite={suite} is not one of {', '.join(SUITES)}")
+  lengths = [_read_length(text) for text in memory_frames]
   from goku_jax.bench import conv, vae  # jax is slow to import
 
   if suite == "conv":
@@ -45,12 +46,18 @@ def main(suite, rounds, num_frames, size, width, dtype, memory_frames):
   return {
     **vae.compare(rounds, (num_frames, size, size), width, dtype),
     "memory": {
-      f"{way}_{num_frames}_frames_gib": vae.memory(int(num_frames), size, way)
-      for num_frames in memory_frames
+      f"{way}_{length}_frames_gib": vae.memory(length, size, way)
+      for length in lengths
       for way in vae.WAYS
     },
     **_machine(dtype),
   }
+
+
+def _read_length(text: str) -> int:
+  if not text.isdecimal() or int(text) % 4 != 1:
+    raise job.UserError(f"--memory_frames={text}: set lengths of 4k+1 frames")
+  return int(text)
 
 
 def _machine(dtype):

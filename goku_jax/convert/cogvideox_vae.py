@@ -3,11 +3,9 @@
 Its latents are scaled by one number, the reciprocal of their deviation.
 """
 
-import functools
 import math
 import re
 
-import jax
 import numpy as np
 
 from goku_jax.convert import tensors
@@ -45,7 +43,8 @@ def read(source, sha256: str | None = None) -> tuple[dict, dict]:
   except KeyError as error:
     raise UserError(f"config.json of --source has no {error}") from error
   model = vae.make_vae(**sizes)
-  tree = tensors.to_tree(found, shapes(model), _place_fn(model))
+  wanted = vae.abstract_params(model)
+  tree = tensors.to_tree(found, wanted, _place_fn(model))
   return tree, {
     "model": sizes,
     "latent_mean": [0.0] * sizes["latent_channels"],
@@ -93,14 +92,6 @@ def write(tree: dict, config: dict) -> tuple[dict, dict]:
     tree, _place_fn(model), before.get("dtype", "float32")
   )
   return found, theirs | before.get("config", {})
-
-
-@functools.cache  # seconds of tracing
-def shapes(model) -> dict:
-  """The parameters of an autoencoder as shapes."""
-  t, h, w = model.config.stride
-  video = np.zeros((1, 1 + t, h, w, 3), np.float32)
-  return jax.eval_shape(model.init, jax.random.key(0), video)["params"]
 
 
 def _sizes(theirs):

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import jax
 
-from goku_jax import weights
+from goku_jax import job, weights
 from goku_jax.convert import cogvideox_vae, lpips, run, tensors, wan_vae
+from goku_jax.sample import codec
 from goku_jax.typing import UserError
 
 
@@ -50,10 +51,11 @@ def convert(source, format: str, out, *, reverse: bool, **options) -> dict:
     raise UserError(f"--{name} does not go with --format={format}{how}")
   if pathlib.Path(out).resolve() == pathlib.Path(source).resolve():
     raise UserError(f"--out={out} is the source: choose another folder")
+  job.make_folder(out, "out")
   if reverse:
     if row.write is None:
       raise UserError(f"--format={format} has no --reverse")
-    tree, config = weights.load(source)
+    _, config, tree = codec.load_vae(source)
     found, theirs = row.write(tree, config)
     tensors.write(out, found, theirs)
     return {"tensors": len(found), **_size(found)}

@@ -43,7 +43,7 @@ def read(source, sha256: str = SHA256) -> tuple[dict, dict]:
   except OSError as error:
     raise UserError(f"{path}: cannot read it ({error.strerror})") from error
   digest = hashlib.sha256(data).hexdigest()
-  if digest != sha256:
+  if digest != sha256.lower():
     raise UserError(f"{path} has the sha256 {digest}, not {sha256}")
   try:
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:

@@ -14,7 +14,7 @@ from goku_jax.models import vae_stream
 from goku_jax.sample.restore import restore_vae
 from goku_jax.typing import UserError
 
-LATENT_FRAMES = 4  # encoded at once: memory stays that of one chunk
+LATENT_FRAMES = 5  # of a clip, in long films one clip after the other
 
 
 def read(
@@ -47,11 +47,8 @@ def read(
 def measure(model, params, clips) -> sources.Moments:
   """Mean and deviation by channel of the latents of clips `[T, H, W, 3]`."""
   params, moments = jax.device_put(params), sources.Moments()
-  chunk = LATENT_FRAMES * model.config.stride[0]
   for clip in clips:
-    moments.add(
-      *(x[0] for x in vae_stream.encode(model, params, clip[None], chunk=chunk))
-    )
+    moments.add(*(x[0] for x in vae_stream.encode(model, params, clip[None])))
   return moments
 
 
@@ -62,16 +59,12 @@ def _digits(config, num_samples) -> Iterator[np.ndarray]:
 
 
 def _videos(folder, num_samples, stride) -> Iterator[np.ndarray]:
-  """Files in the order of their names, cut to what the stride divides."""
-  t, h, w = stride
+  """Clips of the files in the order of their names, as eval reads them."""
+  t, *sides = stride
   for path in video_io.list_videos(folder)[:num_samples]:
-    video, _ = video_io.read_video(path)
-    video = transforms.trim_frames(
-      transforms.check_pixels(video, path), t, "trim", path
-    )
-    H, W = video.shape[1:3]
-    if not (H // h and W // w):
-      raise UserError(
-        f"{path} is {W} wide and {H} high, less than one latent of {w} and {h}"
-      )
-    yield video[:, : H // h * h, : W // w * w]
+    for video in video_io.read_clips(path, (LATENT_FRAMES - 1) * t + 1):
+      video = transforms.check_pixels(video, path)
+      kept = transforms.trim_frames(video, t, "trim", path)
+      if len(kept) < len(video):
+        print(f"{path}: {len(kept)} of {len(video)} frames", flush=True)
+      yield transforms.pad_sides(kept, sides)

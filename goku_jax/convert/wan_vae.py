@@ -6,7 +6,6 @@ Mean and deviation of each channel of its latents stand in its config.
 import re
 
 from goku_jax.convert import tensors
-from goku_jax.convert.cogvideox_vae import shapes
 from goku_jax.models import vae, wan_vae
 from goku_jax.typing import UserError
 
@@ -51,7 +50,8 @@ def read(source, sha256: str | None = None) -> tuple[dict, dict]:
   except KeyError as error:
     raise UserError(f"config.json of --source has no {error}") from error
   model = vae.make_vae(**sizes)
-  tree = tensors.to_tree(found, shapes(model), _place_fn(model.config))
+  wanted = vae.abstract_params(model)
+  tree = tensors.to_tree(found, wanted, _place_fn(model.config))
   before = {"config": theirs, "dtype": tensors.dtype_of(found)}
   return tree, {"model": sizes, **stats, "diffusers": before}
 

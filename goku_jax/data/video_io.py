@@ -198,7 +198,8 @@ def read_frames(
 
   Args:
     path: the file.
-    indices: rising frame numbers, counted at the file's mean rate.
+    indices: rising frame numbers, counted at the file's mean rate: each gives
+      what is shown at its time, where frames last unevenly.
     size: height and width to scale to.
   """
   path = pathlib.Path(path)
@@ -219,13 +220,16 @@ def read_frames(
     index = next(wanted)
     for frame in container.decode(stream):
       time = ((frame.pts or begin) - begin) * stream.time_base
-      if round(time * rate) < index:
+      lasts = (frame.duration or 0) * stream.time_base or 1 / rate
+      shown_until = round((time + lasts) * rate)
+      if shown_until <= index:
         continue
-      frame = frame.reformat(W, H, "rgb24", interpolation="BICUBIC")
-      frames.append(frame.to_ndarray())
-      index = next(wanted, None)
-      if index is None:
-        return np.stack(frames)
+      picture = frame.reformat(W, H, "rgb24", interpolation="BICUBIC")
+      while index < shown_until:
+        frames.append(picture.to_ndarray())
+        index = next(wanted, None)
+        if index is None:
+          return np.stack(frames)
     raise ValueError("cut short")
 
 
@@ -430,7 +434,7 @@ def _cell(video, caption, num_frames, frame_height, font) -> Image.Image:
   video_THWC = video[None] if video.ndim == 3 else video
   T, H, W, _ = video_THWC.shape
   chosen = np.unique(np.linspace(0, T - 1, num_frames).round().astype(int))
-  size = (round(W * frame_height / H), frame_height)
+  size = (max(round(W * frame_height / H), 1), frame_height)
   # Whole pixels stay square when a small canvas is enlarged.
   filter = Image.Resampling.NEAREST if frame_height > H else None
   frames = [Image.fromarray(video_THWC[t]).resize(size, filter) for t in chosen]

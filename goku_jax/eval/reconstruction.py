@@ -20,12 +20,12 @@ Letters: T frames, H W height and width, C = 3 channels.
 import numpy as np
 
 from goku_jax.data import sources
+from goku_jax.models.judges.lpips import MIN_SIDE
 from goku_jax.typing import UserError
 
 MAX_PSNR = 100.0  # dB
 DEAD = 0.01  # variance of a posterior mean, or less
 _SSIM_SIDE = 11  # of the window
-_LPIPS_SIDE = 16  # VGG halves four times
 
 
 def frame_figures(real_THWC, made_THWC, lpips_fn=None) -> dict:
@@ -49,7 +49,7 @@ def frame_figures(real_THWC, made_THWC, lpips_fn=None) -> dict:
   if min(H, W) >= _SSIM_SIDE:
     figures["ssim"] = _ssim(real_THWC, made_THWC)
   if lpips_fn:
-    large = min(H, W) >= _LPIPS_SIDE
+    large = min(H, W) >= MIN_SIDE
     none = np.full(T, np.nan)
     figures["lpips"] = lpips_fn(real_THWC, made_THWC) if large else none
   return figures

@@ -27,7 +27,7 @@ from goku_jax.typing import UserError
 
 NUM_SHOWN = 3  # clips of the strip
 AMPLIFIED = 4  # times the difference, around grey
-
+MIN_TILE = 4  # latents of a side
 
 # The least value of a setting.
 LEAST = dict(
@@ -119,15 +119,15 @@ def run(
     "step": autoencoder.step,
     "seconds": time.time() - started,
   }
-  write_strip(out / "strip.png", shown)
   (out / "report.md").write_text(reconstruction.report_markdown(result))
   job.write_json(out / "report.json", result)
+  write_strip(out / "strip.png", shown)
   return result
 
 
 def check_settings(stride, **settings) -> Settings:
   """The settings of a config, refused where no autoencoder could follow."""
-  options = Settings(**settings)
+  options = _make_settings(settings)
   wrong = lambda name, says: UserError(
     f"evals.reconstruction.{name}={getattr(options, name)!r}: {says}"
   )
@@ -142,6 +142,9 @@ def check_settings(stride, **settings) -> Settings:
     raise wrong("frames", f"set one of {', '.join(transforms.REST)}")
   if options.tile_error and not options.tile:
     raise wrong("tile_error", "set tile too")
+  if 0 < options.tile < MIN_TILE * stride[1]:
+    least = MIN_TILE * stride[1]
+    raise wrong("tile", f"a quarter of it overlaps: set {least} or more")
   for name, n, unit in (
     ("chunk", stride[0], "frames"),
     ("tile", stride[1], "pixels"),
@@ -149,6 +152,16 @@ def check_settings(stride, **settings) -> Settings:
     if getattr(options, name) % n:
       raise wrong(name, f"set a multiple of the stride, {n} {unit}")
   return options
+
+
+def _make_settings(found: dict) -> Settings:
+  other = found.keys() ^ set(Settings._fields)
+  if other:
+    raise UserError(
+      f"evals.reconstruction: {', '.join(sorted(other))} missing or unknown;"
+      f" its settings are {', '.join(Settings._fields)}"
+    )
+  return Settings(**found)
 
 
 def find_files(folder, options: Settings, split) -> list[pathlib.Path]:

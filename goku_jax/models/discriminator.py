@@ -19,6 +19,7 @@ from goku_jax.models.vae_layers import GroupNorm
 
 KERNEL = (3, 4, 4)  # frames, height, width
 POWER_STEPS = 8
+GROUPS = 8
 
 
 class Discriminator(nn.Module):
@@ -40,7 +41,7 @@ class Discriminator(nn.Module):
       stride = 2 if i < self.num_layers else 1
       x = _Conv(width, stride, scale_fn, name=f"conv_{i}")(x)
       if i and not self.spectral_norm:
-        x = GroupNorm(8, per_frame=False, name=f"norm_{i}")(x)
+        x = GroupNorm(GROUPS, per_frame=False, name=f"norm_{i}")(x)
       x = nn.leaky_relu(x, 0.2)
     out = _Kernel((x.shape[-1], 1), name="out")()
     return (x @ scale_fn(out))[..., 0]

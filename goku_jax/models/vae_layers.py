@@ -51,7 +51,8 @@ class CausalConv(nn.Module):
     x_BTHWC = jnp.concatenate([left, x_BTHWC], 1)
     if self.is_mutable_collection("context") and not self.is_initializing():
       self.put_variable("context", "frames", x_BTHWC[:, -REACH:])
-    return conv3d(x_BTHWC, kernel.astype(self.dtype)) + bias
+    kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
+    return conv3d(x_BTHWC, kernel) + bias
 
 
 class GroupNorm(nn.Module):

@@ -152,7 +152,7 @@ class TimeConv(nn.Module):
     end = x_BTHWC.shape[1] - 2
     taps = [x_BTHWC[:, i : max(end, 0) + i : self.stride] for i in range(3)]
     kernel = kernel.astype(self.dtype).reshape(3 * C, -1)
-    return jnp.concatenate(taps, -1) @ kernel + bias
+    return jnp.concatenate(taps, -1) @ kernel + bias.astype(self.dtype)
 
 
 class Attention(nn.Module):

@@ -53,6 +53,9 @@ def load_vae(folder):
   params, config = weights.load(folder)
   if "model" not in config:
     raise UserError(f"{folder} holds weights, but of no autoencoder")
+  missing = {"latent_mean", "latent_std"} - config.keys()
+  if missing:
+    raise UserError(f"{folder} lacks {' and '.join(sorted(missing))}")
   model = vae.make_vae(**config["model"])
   wanted = trees.shapes(vae.abstract_params(model))
   trees.check_shapes(trees.shapes(params), wanted, f"the weights in {folder}")

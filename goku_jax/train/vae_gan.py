@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from goku_jax.train.vae_loss import KINDS, pixels
+from goku_jax.data.pipeline import KINDS
+from goku_jax.train.vae_loss import pixels
 
 MAX_SCALE = 1e4
 
@@ -56,8 +57,8 @@ def gan_grads(
   critic, critic_grads = jax.value_and_grad(
     lambda p: _critic_loss(p, real, decoded, critic_fn, r1_weight)
   )(critic_params)
-  # Not by lax.cond, in which XLA's convolutions are twelve times slower on a
-  # CPU; the steps before the start are few.
+  # Not by lax.cond, in which XLA's convolutions are much slower on a CPU; the
+  # steps before the start are few.
   is_on = step >= start_step
   switch = lambda tree: jax.tree.map(lambda x: jnp.where(is_on, x, 0), tree)
   of_generator, critic_grads = switch((of_generator, critic_grads))

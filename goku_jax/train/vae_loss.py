@@ -6,9 +6,8 @@ Letters: B clips or images, T H W frames, height, width, C channels.
 import jax
 import jax.numpy as jnp
 
+from goku_jax.data.pipeline import KINDS
 from goku_jax.flow import noise
-
-KINDS = ("video", "image")
 
 
 def vae_loss(params, batch: dict, rng, *, apply_fns, model, **weights):

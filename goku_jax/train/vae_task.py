@@ -8,20 +8,18 @@ import numpy as np
 
 from goku_jax.data import digits, pipeline, videos
 from goku_jax.eval import lpips
-from goku_jax.models import discriminator, vae
+from goku_jax.models import discriminator, vae, vae_stream
+from goku_jax.models.judges.lpips import MIN_SIDE
 from goku_jax.parallel.batch import check_rows
 from goku_jax.parallel.frames import shard_frames
 from goku_jax.sample.codec import to_uint8
 from goku_jax.train.step import Critic
 from goku_jax.train.task import Task
 from goku_jax.train.vae_gan import gan_grads
-from goku_jax.train.vae_loss import (
-  KINDS,
-  reconstruct,
-  reconstruction_loss,
-  vae_loss,
-)
+from goku_jax.train.vae_loss import reconstruct, reconstruction_loss, vae_loss
 from goku_jax.typing import UserError
+
+SHOWN_LATENTS = 4  # frames of latents at once
 
 
 def make_task(config, mesh) -> Task:
@@ -31,6 +29,12 @@ def make_task(config, mesh) -> Task:
   if not config.data.num_clips:
     raise UserError("data.num_clips=0: set 1 or more, pictures show clips")
   model = vae.make_vae(**config.model)
+  if model.config.norm == "group":
+    raise UserError(
+      "model.norm=group is for weights of others, over whose chunks nothing is"
+      " trained here: leave it out"
+    )
+  _check_held_out(config)
   loss, gan = _read_loss(config.loss)
   apply_fns = {
     "video": shard_frames(model, mesh),
@@ -46,6 +50,11 @@ def make_task(config, mesh) -> Task:
   )
   shown = np.stack([held_out[i]["video"] for i in (1, 3, 5, 7)])
   model.latent_shape(shown.shape)  # refuses what the stride does not divide
+  if "lpips_fn" in loss and min(shown.shape[2:4]) < MIN_SIDE:
+    raise UserError(
+      f"LPIPS needs {MIN_SIDE} pixels a side: set a larger crop, or"
+      " loss.lpips_weight=0"
+    )
   return Task(
     init_params=lambda rng, batch: model.init(
       rng, jnp.zeros(batch["video_BTHWC"].shape)
@@ -60,7 +69,7 @@ def make_task(config, mesh) -> Task:
     work=functools.partial(_work, model),
     show=functools.partial(_show, model, shown),
     captions=[f"clip {i}" for i in range(len(shown))],
-    picture=lambda batch: [v for k in KINDS for v in batch[f"{k}_BTHWC"]][:16],
+    picture=_first_videos,
     settle=lambda workdir: None,
     critic=gan and _make_critic(through, loss, **gan),
   )
@@ -70,7 +79,8 @@ def _read_loss(config):
   """Settings of the loss, the judge loaded, and of the game, if there is one.
 
   Raises:
-    UserError: LPIPS is weighed and its network is not given.
+    UserError: LPIPS is weighed and its network is not given, or a size is
+      none.
   """
   loss = config.to_dict()
   gan, path = loss.pop("gan", None), loss.pop("lpips_path", None)
@@ -81,8 +91,16 @@ def _read_loss(config):
       " loss.lpips_weight=0"
     )
   if loss.get("lpips_weight"):
+    if loss["lpips_frames"] < 1:
+      raise UserError("loss.lpips_frames: set 1 or more")
     loss["lpips_fn"] = lpips.load(path)
-  return loss, gan if gan and gan["weight"] else None
+  if not gan or not gan["weight"]:
+    return loss, None
+  if gan["width"] < 1 or gan["width"] % discriminator.GROUPS:
+    raise UserError(
+      f"loss.gan.width={gan['width']}: set a multiple of {discriminator.GROUPS}"
+    )
+  return loss, gan
 
 
 def _make_critic(through, loss, *, weight, start_step, r1_weight, **sizes):
@@ -102,6 +120,20 @@ def _make_critic(through, loss, *, weight, start_step, r1_weight, **sizes):
       r1_weight=r1_weight,
     ),
   )
+
+
+def _check_held_out(config):
+  """Refuses a judgement of what was trained on under another name."""
+  judged = config.get("evals", {}).get("reconstruction", {}).get("held_out")
+  films = config.data.get("videos")
+  if not judged or not films:
+    return
+  if films.segment_frames or judged > films.held_out:
+    raise UserError(
+      f"evals.reconstruction.held_out={judged} judges what training sees: set"
+      f" it to data.videos.held_out={films.held_out} or less, and to 0 where"
+      " data.videos.segment_frames holds out parts of files"
+    )
 
 
 def _sources(config):
@@ -124,20 +156,24 @@ def _work(model, batch) -> tuple[float, int]:
 
   Of the autoencoder: those of LPIPS and of the discriminator are left out.
   """
-  shapes = [batch[f"{kind}_BTHWC"].shape for kind in KINDS]
+  shapes = [batch[f"{kind}_BTHWC"].shape for kind in pipeline.KINDS]
   positions = sum(int(np.prod(model.latent_shape(s)[:-1])) for s in shapes)
   return 3.0 * positions * model.config.flops_per_position, positions
 
 
+def _first_videos(batch) -> list[np.ndarray]:
+  return [v for kind in pipeline.KINDS for v in batch[f"{kind}_BTHWC"]][:16]
+
+
 def _show(model, shown, params, ema):
   """The same clips through raw and averaged parameters."""
-  video = jax.device_put(shown.astype(np.float32) / 127.5 - 1)
-  through = lambda tree: list(
-    to_uint8(jax.device_get(_reconstruct(model, tree, video)))
-  )
+  through = lambda tree: [_reconstruct(model, tree, clip) for clip in shown]
   return {"real": list(shown), "raw": through(params), "ema": through(ema)}
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _reconstruct(model, params, video_BTHWC):
-  return model.apply({"params": params}, video_BTHWC)[0]
+def _reconstruct(model, params, video_THWC):
+  """One clip, chunk by chunk: long ones are trained on by many devices."""
+  chunk = SHOWN_LATENTS * model.config.stride[0]
+  mean, _ = vae_stream.encode(model, params, video_THWC[None], chunk=chunk)
+  made = vae_stream.decode(model, params, mean, chunk=SHOWN_LATENTS)
+  return to_uint8(made[0])

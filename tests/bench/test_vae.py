@@ -27,10 +27,17 @@ def test_both_sides_are_measured_and_agree(tmp_path):
   assert memory.keys() == {"stream_5_frames_gib", "whole_5_frames_gib"}
 
 
-def test_a_mistake_is_one_line():
-  _, err = runs.run_job("bench", "--suite=vea", status=2)
+@pytest.mark.parametrize(
+  ("flags", "says"),
+  [
+    (["--suite=vea"], "--suite=vea is not one of vae, conv"),
+    (["--suite=vae", "--memory_frames=18"], "--memory_frames=18: set lengths"),
+  ],
+)
+def test_a_mistake_is_one_line(flags, says):
+  _, err = runs.run_job("bench", *flags, status=2)
   (line,) = err.splitlines()
-  assert "--suite=vea is not one of vae, conv" in line
+  assert says in line
 
 
 def test_a_clip_that_diffusers_decodes_in_part_is_refused():

@@ -64,10 +64,9 @@ def test_latents_are_measured_on_a_folder_of_any_sizes(trained, tmp_path):
     convert(trained, tmp_path / "out", data=str(tmp_path / "none"))
   with pytest.raises(UserError, match="needs --data=FOLDER"):
     convert(trained, tmp_path / "out")
-  tiny = np.zeros((1, 2, 9, 3), np.uint8)
+  tiny = np.zeros((1, 2, 9, 3), np.uint8)  # padded to what the stride divides
   video_io.write_video(tmp_path / "tiny" / "x.png", tiny)
-  with pytest.raises(UserError, match=r"x\.png is 9 wide and 2 high, less"):
-    convert(trained, tmp_path / "out", data=str(tmp_path / "tiny"))
+  assert convert(trained, tmp_path / "out", data=str(tmp_path / "tiny"))
 
 
 @pytest.mark.parametrize("variant", ["run", "wan_debug"])
@@ -106,6 +105,8 @@ def test_weights_of_another_kind_are_no_autoencoder(tmp_path):
   weights.save(tmp_path, {"w": np.ones(3)}, {})
   with pytest.raises(UserError, match="weights, but of no autoencoder"):
     restore.restore_vae(tmp_path)
+  with pytest.raises(UserError, match="weights, but of no autoencoder"):
+    formats.convert(tmp_path, "wan_vae", tmp_path / "out", reverse=True)
   model = vae.make_vae("debug")
   tree = jax.tree.map(
     lambda x: np.zeros(x.shape, np.float32), vae.abstract_params(model)
@@ -113,6 +114,10 @@ def test_weights_of_another_kind_are_no_autoencoder(tmp_path):
   tree["encoder"]["other"] = tree["encoder"].pop("patch_in")
   tree["decoder"]["conv_in"]["bias"] = np.zeros(1, np.float32)
   weights.save(tmp_path, tree, {"model": {"variant": "debug"}})
+  with pytest.raises(UserError, match="lacks latent_mean and latent_std"):
+    restore.restore_vae(tmp_path)
+  stats = {f"latent_{name}": [1.0] * 4 for name in ("mean", "std")}
+  weights.save(tmp_path, tree, {"model": {"variant": "debug"}, **stats})
   with pytest.raises(UserError) as error:
     restore.restore_vae(tmp_path)
   assert str(error.value).endswith(

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from goku_jax.convert import cogvideox_vae, formats
+from goku_jax.convert import formats
 from goku_jax.models import vae, vae_stream
 
 FOLDER = pathlib.Path(__file__).parents[1] / "golden"
@@ -78,7 +78,7 @@ def test_the_published_size_has_the_tensors_of_diffusers(name, variant, kind):
 
   with torch.device("meta"):
     theirs = getattr(diffusers, f"AutoencoderKL{kind}")()
-  abstract = cogvideox_vae.shapes(vae.make_vae(**variant))
+  abstract = vae.abstract_params(vae.make_vae(**variant))
   # Views of one zero: nothing of the size is there.
   tree = jax.tree.map(
     lambda x: np.broadcast_to(np.zeros((), np.bool_), x.shape), abstract

@@ -134,6 +134,33 @@ def test_a_contact_sheet_shows_motion_and_captions(tmp_path):
   assert (sheet[12 : 12 + 34] < 128).any()  # ink of the caption
 
 
+def test_a_thin_picture_is_shown_too(tmp_path):
+  thin = np.zeros((1, 600, 1, 3), np.uint8)
+  video_io.contact_sheet([[thin]], [["thin"]], tmp_path / "x.png")
+  assert video_io.read_video(tmp_path / "x.png")[0].shape[2] == 12 + 200 + 12
+
+
+def test_frames_that_last_unevenly_are_read_as_they_are_shown(tmp_path):
+  """Four of a tenth of a second, one of a whole: 1.4 seconds in five parts."""
+  frames = [Image.new("RGB", (16, 16), (50 * i, 0, 0)) for i in range(5)]
+  frames[0].save(
+    tmp_path / "x.gif",
+    save_all=True,
+    append_images=frames[1:],
+    duration=[100] * 4 + [1000],
+  )
+  assert video_io.probe(tmp_path / "x.gif")[0] == 5
+  read = lambda *indices: [
+    round(frame.mean() * 3 / 50)
+    for frame in video_io.read_frames(tmp_path / "x.gif", indices)
+  ]
+  assert read(0, 1, 2, 3, 4)[-3:] == [4, 4, 4]
+  for index in range(5):
+    assert read(index) == read(0, 1, 2, 3, 4)[index : index + 1]
+  with pytest.raises(UserError, match="cut short"):
+    read(0, 9)
+
+
 def test_a_contact_video_plays_all_its_videos_at_once(tmp_path):
   short, long = moving_square(5), moving_square(17)
   captions = [["raw: one", "ema: one"], ["raw: two", "ema: two"]]

@@ -280,6 +280,7 @@ def test_pixels_of_another_range_name_the_file(judge, tmp_path, video, says):
     dict(frames="pad"),
     dict(chunk=6),
     dict(tile=10),
+    dict(tile=12),
     dict(tile_error=True),
   ],
 )
@@ -289,8 +290,15 @@ def test_a_wrong_setting_is_one_line(judge, films, changes):
     judge(films, **changes)
 
 
+def test_a_setting_that_is_missing_or_unknown_is_named():
+  wrong = {k: v for k, v in SETTINGS.items() if k != "tile"} | {"tiles": 3}
+  with pytest.raises(UserError, match="tile, tiles missing or unknown"):
+    reconstruction_suite.check_settings((4, 4, 4), **wrong)
+
+
 def test_a_folder_of_weights_is_judged_as_its_run(autoencoder, tmp_path):
-  config = {"model": {"variant": "debug"}, "latent_mean": [0.0] * 4}
+  stats = {"latent_mean": [0.0] * 4, "latent_std": [1.0] * 4}
+  config = {"model": {"variant": "debug"}, **stats}
   weights.save(tmp_path, jax.device_get(autoencoder.params), config)
   found = restore.restore_vae(tmp_path)
   assert found.step is None

@@ -12,7 +12,7 @@ import zlib
 import jax
 import numpy as np
 
-from goku_jax.convert import cogvideox_vae, formats, tensors
+from goku_jax.convert import formats, tensors
 from goku_jax.models import vae
 
 PATH = pathlib.Path(__file__).with_name("vaes.npz")
@@ -45,7 +45,7 @@ FROZEN = (1, 16, 8), (17, 8, 24)  # frames, height, width
 def make(name: str):
   """The model of a format, and parameters in which everything matters."""
   model = vae.make_vae(**CONFIGS[name]["model"])
-  return model, jax.tree.map_with_path(_fill, cogvideox_vae.shapes(model))
+  return model, jax.tree.map_with_path(_fill, vae.abstract_params(model))
 
 
 def _fill(keys, leaf):

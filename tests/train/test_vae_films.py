@@ -3,7 +3,6 @@
 import shutil
 
 import chex
-import jax
 import numpy as np
 import pytest
 
@@ -65,12 +64,18 @@ def test_stage_two_goes_on_with_frames_on_all_devices(tmp_path, folder):
   chex.assert_trees_all_equal(before["ema"], after["params"])
 
 
-def test_the_game_is_split_over_devices(tmp_path, folder):
-  found = read(folder, loss__gan__weight=0.1)
-  task = vae_task.make_task(found, make_mesh())
-  batch = next(task.batches(0))
-  params = jax.eval_shape(task.critic.init_params, jax.random.key(0), batch)
-  assert params["out"]["kernel"].shape == (64, 1)
+@pytest.mark.parametrize(
+  ("more", "message"),
+  [
+    (dict(loss__gan__weight=0.1, loss__gan__width=10), "a multiple of 8"),
+    (dict(data__videos__held_out=0.4), "held_out=0.5 judges what training"),
+    (dict(data__videos__segment_frames=9), "held_out=0.5 judges what training"),
+  ],
+)
+def test_what_would_train_or_judge_wrongly_is_refused(folder, more, message):
+  more = dict(evals__reconstruction__held_out=0.5) | more
+  with pytest.raises(UserError, match=message):
+    vae_task.make_task(read(folder, **more), make_mesh())
 
 
 def test_lpips_without_its_network_is_refused(tmp_path, folder):

@@ -9,7 +9,9 @@ import optax
 import pytest
 
 from goku_jax.data import digits, pipeline
-from goku_jax.models import vae
+from goku_jax.models import discriminator, vae
+from goku_jax.parallel import batch as batches
+from goku_jax.parallel.mesh import make_mesh
 from goku_jax.train import vae_gan, vae_loss
 from tests import runs
 
@@ -29,7 +31,7 @@ def batch():
 def through():
   model = vae.make_vae("debug")
   apply_fn = lambda params, *args: model.apply({"params": params}, *args)
-  apply_fns = dict.fromkeys(vae_loss.KINDS, apply_fn)
+  apply_fns = dict.fromkeys(pipeline.KINDS, apply_fn)
   return dict(model=model, apply_fns=apply_fns)
 
 
@@ -111,7 +113,7 @@ def test_the_adaptive_weight_is_clamped(play):
 def test_the_critic_has_a_hinge(play, batch, through, params):
   outs = vae_loss.reconstruct(params, batch, jax.random.key(0), **through)
   w, expected, r1 = 0.7, 0.0, 0.0
-  for kind in vae_loss.KINDS:
+  for kind in pipeline.KINDS:
     score = lambda x: np.asarray(linear({"w": w}, x))
     real = vae_loss.pixels(batch, kind)
     hinge = np.maximum(1 - score(real), 0).mean(1)
@@ -123,3 +125,38 @@ def test_the_critic_has_a_hinge(play, batch, through, params):
   _, with_r1 = play(w, START, r1_weight=3.0)
   gained = with_r1["gan_critic"][0] - sums["gan_critic"][0]
   np.testing.assert_allclose(gained, 3 * r1, rtol=0.05)
+
+
+def test_the_game_on_eight_devices_is_that_on_one():
+  """With no patch: the last layer is then a convolution."""
+  raw = digits.Digits(num_frames=5, canvas=16, num_samples=64)
+  settings = dict(num_clips=8, num_images=8, seed=0, first_step=0, num_steps=1)
+  batch = next(pipeline.vae_batches(raw, **settings))
+  model = vae.make_vae("debug", patch=(1, 1, 1), width=16)
+  critic = discriminator.Discriminator(width=8, num_layers=1)
+  apply_fn = lambda params, *args: model.apply({"params": params}, *args)
+  apply_fns = dict.fromkeys(pipeline.KINDS, apply_fn)
+  through = dict(model=model, apply_fns=apply_fns)
+  video = jnp.zeros(batch["video_BTHWC"].shape)
+  params, critic_params = (
+    runs.stirred(jax.jit(x.init)(jax.random.key(0), video)["params"])
+    for x in (model, critic)
+  )
+  play = jax.jit(
+    functools.partial(
+      vae_gan.gan_grads,
+      reconstruct_fn=functools.partial(vae_loss.reconstruct, **through),
+      loss_fn=functools.partial(vae_loss.reconstruction_loss, **LOSS),
+      critic_fn=lambda params, video: critic.apply({"params": params}, video),
+      weight=WEIGHT,
+      start_step=START,
+    )
+  )
+  one = play(params, critic_params, batch, jax.random.key(0), START)
+  mesh = make_mesh(replica=2, fsdp=4, sequence=1)
+  with jax.set_mesh(mesh):
+    placed = batches.place(mesh, batch)
+    assert len(placed["video_BTHWC"].sharding.device_set) == 8
+    many = play(params, critic_params, placed, jax.random.key(0), START)
+  assert one[1]["gan_weight"][0] > 0
+  runs.assert_near(jax.device_get(many), jax.device_get(one), 1e-4)

@@ -9,7 +9,7 @@ import pytest
 
 from goku_jax.data import digits, pipeline
 from goku_jax.models import vae
-from goku_jax.train.vae_loss import KINDS, vae_loss
+from goku_jax.train.vae_loss import reconstruction_loss, vae_loss
 from tests import runs
 
 LOSS = dict(kl_weight=1e-3, l2_weight=1.0)
@@ -17,7 +17,7 @@ LOSS = dict(kl_weight=1e-3, l2_weight=1.0)
 
 def through(model):
   apply_fn = lambda params, *args: model.apply({"params": params}, *args)
-  return dict(model=model, apply_fns=dict.fromkeys(KINDS, apply_fn))
+  return dict(model=model, apply_fns=dict.fromkeys(pipeline.KINDS, apply_fn))
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +80,42 @@ def test_the_loss_is_l1_l2_and_kl(batch):
   np.testing.assert_allclose(total / 7, 1.5 + 2 * 2.25 + 0.1 * kl, rtol=1e-5)
   psnr, n = sums["psnr_image"]
   np.testing.assert_allclose(psnr / n, 10 * np.log10(4 / 2.25), rtol=1e-5)
+
+
+def test_lpips_is_of_frames_drawn_from_each_clip_by_itself(batch):
+  """Errors that tell clip and frame, judged by a distance that shows them."""
+  batch = jax.tree.map(jnp.asarray, batch)
+  error = {
+    "video": 1 + jnp.arange(3)[:, None] * 10.0 + jnp.arange(5),
+    "image": jnp.arange(4)[:, None] * 0.1,
+  }
+  outs = {
+    kind: (
+      batch[f"{kind}_BTHWC"] / 127.5 - 1 + error[kind][..., None, None, None],
+      *jnp.zeros((2, len(error[kind]), 1)),
+    )
+    for kind in pipeline.KINDS
+  }
+  run = lambda rng, frames: reconstruction_loss(
+    outs,
+    batch,
+    rng,
+    kl_weight=0.0,
+    l1_weight=0.0,
+    l2_weight=0.0,
+    lpips_weight=0.5,
+    lpips_frames=frames,
+    lpips_fn=lambda one, two: jnp.abs(one - two).mean((1, 2, 3)),
+  )
+  seen = set()
+  for seed in range(20):
+    total, sums = run(jax.random.key(seed), 1)
+    np.testing.assert_allclose(sums["lpips_image"][0], 0.6, rtol=1e-4)
+    of_clips = float(sums["lpips_video"][0]) - 3 - 30  # three frames' numbers
+    assert of_clips == pytest.approx(round(of_clips), abs=1e-3)
+    assert 0 <= round(of_clips) <= 12
+    seen.add(round(of_clips))
+    np.testing.assert_allclose(total, 0.5 * (33.6 + of_clips), rtol=1e-4)
+  assert len(seen) > 4
+  many = run(jax.random.key(0), 400)[1]["lpips_video"][0]
+  np.testing.assert_allclose(many, 3 + 30 + 3 * 2, rtol=0.01)

@@ -22,7 +22,11 @@ class VGG16(nn.Module):
       if level:
         x = nn.max_pool(x, (2, 2), (2, 2))
       for width in widths:
-        x = nn.relu(nn.Conv(width, (3, 3), name=f"conv_{number}")(x))
+        # Accelerators would round to fewer bits than published figures have.
+        conv = nn.Conv(
+          width, (3, 3), precision="highest", name=f"conv_{number}"
+        )
+        x = nn.relu(conv(x))
         number += 1
       features.append(x)
     return features

@@ -103,7 +103,8 @@ def test_an_autoencoder_is_judged_on_real_films(vae, real_videos, tmp_path):
   assert report["linear"]["psnr"] > report["autoencoder"]["psnr"] > 5
   sizes = runs.read_config("vae").model.to_dict()
   params = restore.restore_vae(vae).params
-  weights.save(tmp_path / "weights", params, {"model": sizes})
+  unknown = {"latent_mean": [0.0] * 4, "latent_std": [1.0] * 4}
+  weights.save(tmp_path / "weights", params, {"model": sizes, **unknown})
   runs.run_job("eval", *options, f"--workdir={tmp_path}/weights")
   again = json.loads((tmp_path / "weights/report.json").read_text())
   for name in ("autoencoder", "linear", "latents"):

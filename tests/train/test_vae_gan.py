@@ -127,6 +127,7 @@ def test_the_critic_has_a_hinge(play, batch, through, params):
   np.testing.assert_allclose(gained, 3 * r1, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_the_game_on_eight_devices_is_that_on_one():
   """With no patch: the last layer is then a convolution."""
   raw = digits.Digits(num_frames=5, canvas=16, num_samples=64)

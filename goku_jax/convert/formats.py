@@ -51,7 +51,9 @@ def convert(source, format: str, out, *, reverse: bool, **options) -> dict:
     raise UserError(f"--{name} does not go with --format={format}{how}")
   if pathlib.Path(out).resolve() == pathlib.Path(source).resolve():
     raise UserError(f"--out={out} is the source: choose another folder")
-  job.make_folder(out, "out")
+  # Before long work, and without leaving a folder where that fails.
+  place = pathlib.Path(out)
+  job.make_folder(str(place if place.exists() else place.parent), "out")
   if reverse:
     if row.write is None:
       raise UserError(f"--format={format} has no --reverse")

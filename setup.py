@@ -38,6 +38,9 @@ EXTRAS = {
   # Accelerators: the same jax, with its plugin.
   "tpu": ["jax[tpu]>=0.10.2,<0.13"],
   "gpu": ["jax[cuda13]>=0.10.2,<0.13"],
+  # Data and text that need more than the core.
+  "data": ["pyarrow>=24,<27"],
+  "text": ["sentencepiece>=0.2.3,<0.3", "tokenizers>=0.23.1,<0.25"],
   # Jobs that need more than the core.
   "curate": [
     "apache-beam>=2.77.0,<3",
@@ -62,6 +65,9 @@ EXTRAS["dev"] = [
   "pytest-timeout>=2.4.0,<3",
   "pytest-xdist>=3.8.0,<4",
   "ruff>=0.17.6,<0.18",
+  "tensorflow-datasets>=4.9.10,<5",
+  *EXTRAS["data"],
+  *EXTRAS["text"],
   *EXTRAS["curate"],
   *EXTRAS["eval"],
   *EXTRAS["web"],

@@ -14,9 +14,16 @@ adaLN. Padding and recomputation count zero; training is three forwards. The
 compiler's own count is unfit: it misses kernels and counts a scan once.
 """
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
+
+import numpy as np
+
+from goku_jax.typing import UserError
+
+BLOCK = 512  # queries, and keys, that attention kernels take at once
 
 # Dense bf16 FLOP/s of one JAX device (a TPU7x chip is two), the vendors'
 # figures. The first prefix of `device_kind` that fits counts.
@@ -77,6 +84,93 @@ def flow_flops(
 def training_flops(*args, **sizes) -> float:
   """FLOPs of forward and backward: three times `flow_flops`."""
   return 3 * flow_flops(*args, **sizes)
+
+
+def attention_blocks(
+  segments: Sequence[int], *, block_q: int, block_k: int
+) -> int:
+  """Pairs of query and key blocks that a kernel runs on one pack.
+
+  It skips a pair that no segment meets on both sides. Segments lie in a row
+  from the pack's first token on.
+
+  Args:
+    segments: number of tokens of each segment, in the order of the pack.
+    block_q: queries of a block.
+    block_k: keys of a block.
+  """
+  sizes = np.array([s for s in segments if s], np.int64)
+  ends = np.cumsum(sizes)
+  total = int(sizes.sum())
+  # The segments of a query block are neighbours, and so are all their keys.
+  begin = np.arange(0, total, block_q)
+  last_query = np.minimum(begin + block_q, total) - 1
+  first, last = np.searchsorted(ends, [begin, last_query], side="right")
+  first_key = ends[first] - sizes[first]
+  pairs = (ends[last] - 1) // block_k - first_key // block_k + 1
+  return int(pairs.sum())
+
+
+def pack_flops(
+  segments: Sequence[int],
+  texts: Sequence[int] = (),
+  *,
+  width: int,
+  depth: int,
+  block: int,
+  **sizes,
+) -> float:
+  """FLOPs that one forward of a pack executes: its attention by whole blocks.
+
+  Args:
+    segments: number of tokens of each segment, in the order of the pack.
+    texts: number of text tokens of each.
+    width: of the model.
+    depth: layers.
+    block: queries, and keys, of a block of the attention kernel.
+    **sizes: further ones of `flow_flops`.
+  """
+  needed = sum(s**2 for s in segments)
+  blocks = attention_blocks(segments, block_q=block, block_k=block)
+  more = 4 * width * depth * (blocks * block**2 - needed)
+  return more + flow_flops(segments, texts, width=width, depth=depth, **sizes)
+
+
+def calibrated(path: str) -> Callable[..., float]:
+  """Seconds of a pack as a function of its segments, by a table of times.
+
+  The table is JSON, `{"block": 512, "rows": [[tokens, blocks, seconds], ...]}`,
+  blocks as `attention_blocks` counts them; `bench --suite=packing
+  --calibrate=FILE` writes one. Fits seconds = a + b tokens + c blocks, none of
+  them negative, by least squares.
+
+  Raises:
+    UserError: the file is not such a table.
+  """
+  try:
+    with open(path) as file:
+      table = json.load(file)
+    block = int(table["block"])
+    tokens, blocks, seconds = np.array(table["rows"], float).T
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise UserError(
+      f'{path} is no table {{"block": 512, "rows": [[tokens, blocks, seconds],'
+      f" ...]}}: {error}"
+    ) from error
+  columns = np.stack([np.ones_like(tokens), tokens, blocks], axis=1)
+  used, fit = [0, 1, 2], np.zeros(3)
+  while used:
+    found = np.linalg.lstsq(columns[:, used], seconds, rcond=None)[0]
+    if found.min() >= 0:
+      # Every host must order packs alike, and their last bits may differ.
+      fit[used] = [float(f"{x:.5g}") for x in found]
+      break
+    del used[int(found.argmin())]
+  a, b, c = fit.tolist()
+  count = lambda segments: attention_blocks(
+    segments, block_q=block, block_k=block
+  )
+  return lambda segments, texts=(): a + b * sum(segments) + c * count(segments)
 
 
 def peak_flops(devices=None) -> float:

@@ -1,14 +1,17 @@
 """The formula against the published table and against the model itself."""
 
+import json
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
 from goku_jax import costs
 from goku_jax.models.goku import make_goku
+from goku_jax.typing import UserError
 
 GOKU_8B = dict(width=3072, depth=40, patch_width=64, text_width=2048)
 
@@ -118,3 +121,82 @@ def test_peak_of_a_cpu_is_measured_once_for_all_pretend_devices():
   assert 1e9 < total < 1e13
   assert costs.peak_flops(jax.devices()[:1]) == total
   assert costs.mfu(total, 2.0, total) == 0.5
+
+
+def _brute_force_blocks(segments, block_q, block_k):
+  """Blocks of the whole mask that hold anything."""
+  ids = np.repeat(np.arange(len(segments)), segments)
+  meet = ids[:, None] == ids
+  starts_q = range(0, len(ids), block_q)
+  starts_k = range(0, len(ids), block_k)
+  return sum(
+    bool(meet[q : q + block_q, k : k + block_k].any())
+    for q in starts_q
+    for k in starts_k
+  )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_blocks_are_those_of_the_mask(seed):
+  rng = np.random.default_rng(seed)
+  segments = rng.integers(0, 60, rng.integers(1, 12)).tolist()
+  for block_q, block_k in ((1, 1), (16, 16), (16, 8), (5, 32), (1000, 1000)):
+    found = costs.attention_blocks(segments, block_q=block_q, block_k=block_k)
+    assert found == _brute_force_blocks(segments, block_q, block_k)
+
+
+def test_a_pack_of_whole_blocks_costs_what_it_needs():
+  segments, texts = [256, 128, 512], [3, 9, 20]
+  needed = costs.flow_flops(segments, texts, **GOKU_8B)
+  assert costs.pack_flops(segments, texts, block=128, **GOKU_8B) == needed
+  assert costs.pack_flops(segments, texts, block=512, **GOKU_8B) > needed
+  short = dict(width=32, depth=3, patch_width=16)
+  more = costs.pack_flops([10, 6], block=8, **short)  # 4 blocks of 64 pairs
+  more -= costs.flow_flops([10, 6], **short)
+  assert more == 3 * 4 * 32 * (4 * 64 - 10**2 - 6**2)
+  assert costs.attention_blocks([], block_q=8, block_k=8) == 0
+
+
+def test_a_clip_costs_as_much_as_packs_of_images():
+  of = lambda *segments: costs.pack_flops(
+    segments, [256] * len(segments), block=512, **GOKU_8B
+  )
+  assert 4 < of(90_000) / of(*[1_000] * 90) < 6
+
+
+def _write_table(path, rows):
+  path.write_text(json.dumps({"block": 128, "rows": rows}))
+  return costs.calibrated(str(path))
+
+
+def test_measured_times_are_fitted(tmp_path):
+  truth = lambda tokens, blocks: 0.5 + 1e-4 * tokens + 2e-3 * blocks
+  layouts = ([1024], [512, 512], [100] * 8, [900, 20], [64])
+  count = lambda layout: costs.attention_blocks(
+    layout, block_q=128, block_k=128
+  )
+  rows = [[sum(x), count(x), truth(sum(x), count(x))] for x in layouts]
+  seconds = _write_table(tmp_path / "table.json", rows)
+  for layout in (*layouts, [4096], [300, 700]):
+    expected = truth(sum(layout), count(layout))
+    assert seconds(layout, [5] * len(layout)) == pytest.approx(
+      expected, rel=1e-4
+    )
+
+
+def test_no_measured_cost_is_negative(tmp_path):
+  rows = [[100, 9, 1.0], [200, 4, 2.0], [300, 1, 3.1], [400, 2, 3.9]]
+  seconds = _write_table(tmp_path / "table.json", rows)
+  assert seconds([400]) <= seconds([400, 400])
+  assert seconds([512]) >= seconds([128] * 4) > 0
+
+
+@pytest.mark.parametrize(
+  "text", ["", "[]", "{}", '{"block": 8, "rows": []}', '{"rows": [[1, 2, 3]]}']
+)
+def test_what_is_no_table_of_times_is_refused(tmp_path, text):
+  (tmp_path / "table.json").write_text(text)
+  with pytest.raises(UserError, match=r"table.json is no table"):
+    costs.calibrated(str(tmp_path / "table.json"))
+  with pytest.raises(UserError, match=r"nothing.json is no table"):
+    costs.calibrated(str(tmp_path / "nothing.json"))

@@ -2,6 +2,9 @@
 
   python -m goku_jax.bench --suite=vae --json=FILE
   python -m goku_jax.bench --suite=conv --rounds=10
+  python -m goku_jax.bench --suite=packing
+  python -m goku_jax.bench --suite=data --config=configs/digits.py \
+    --config.data.path=LATENTS
 
 The suite `vae` encodes and decodes one clip by the autoencoder of CogVideoX's
 size and by diffusers' PyTorch module of the same weights, in turns, and tells
@@ -14,6 +17,20 @@ Needs the extra `parity`; a round takes minutes on a few cores.
 The suite `conv` has the two forms of the 3-D convolution that the autoencoder
 chooses from by backend. Its ratios are the time of XLA's own over that of the
 sum of planes.
+
+The suite `packing` plans packs of a realistic mix of images and clips for 64
+ranks. `fill` is the share of token places with a token, `imbalance` the cost of
+the dearest rank over the mean; the same of packs dealt otherwise, of plain
+padding and of batches of one shape; samples a second on one core, planned and
+written to arrays. With --calibrate=FILE it times packs of --tokens on this
+device instead, forward and backward of --variant, and writes the table that
+`costs.calibrated` reads.
+
+The suite `data` reads steps of a flow config with the step left out, and
+computes steps on batches that are there already: `loader_ratio` is the time of
+the first over that of the second. Without a config it decodes a video by the
+pool of children that `prepare` has, and by PyAV alone: `decode_ratio` is frames
+a second of ours over PyAV's, one core each.
 """
 
 import os
@@ -23,7 +40,7 @@ from absl import flags
 
 from goku_jax import job
 
-SUITES = ("vae", "conv")
+SUITES = ("vae", "conv", "packing", "data")
 
 flags.DEFINE_string("suite", None, f"what is measured: {', '.join(SUITES)}")
 flags.DEFINE_integer("rounds", 3, "the fastest of them counts", lower_bound=1)
@@ -32,13 +49,34 @@ flags.DEFINE_integer("size", 256, "pixels of its sides", lower_bound=8)
 flags.DEFINE_integer("width", 128, "of the largest level", lower_bound=32)
 flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "computed in")
 flags.DEFINE_list("memory_frames", "17,65,257", "lengths of clips; '' for none")
+flags.DEFINE_string("calibrate", None, "file for the times of packs")
+flags.DEFINE_string("variant", "digits", "of the model whose packs are timed")
+flags.DEFINE_integer("tokens", 4096, "of a timed pack", lower_bound=32)
 
 
-def main(suite, rounds, num_frames, size, width, dtype, memory_frames):
+def main(
+  suite,
+  rounds,
+  num_frames,
+  size,
+  width,
+  dtype,
+  memory_frames,
+  calibrate=None,
+  variant="digits",
+  tokens=4096,
+  config=None,
+):
   """Returns the figures of the suite."""
   if suite not in SUITES:
     raise job.UserError(f"--suite={suite} is not one of {', '.join(SUITES)}")
   lengths = [_read_length(text) for text in memory_frames]
+  if suite == "packing":
+    return _packing(rounds, calibrate, variant, tokens, dtype)
+  if suite == "data":
+    return _data(rounds, config)
+  if config:
+    raise job.UserError(f"--suite={suite} takes no --config: leave it out")
   from goku_jax.bench import conv, vae  # jax is slow to import
 
   if suite == "conv":
@@ -52,6 +90,29 @@ def main(suite, rounds, num_frames, size, width, dtype, memory_frames):
     },
     **_machine(dtype),
   }
+
+
+def _packing(rounds, calibrate, variant, tokens, dtype):
+  from goku_jax.bench import pack_times, packing
+
+  if not calibrate:
+    return {**packing.compare(rounds), **_machine("float32")}
+  job.make_folder(os.path.dirname(calibrate) or ".", "calibrate")
+  table = pack_times.measure(rounds, variant, tokens, dtype)
+  job.write_json(calibrate, table)
+  return {**table, "variant": variant, **_machine(dtype)}
+
+
+def _data(rounds, config):
+  if not config:
+    from goku_jax.bench import decode
+
+    return {**decode.compare(rounds), **_machine("float32")}
+  if config.get("stage") != "flow":
+    raise job.UserError("--config is not of stage=flow: give one that is")
+  from goku_jax.bench import data
+
+  return {**data.compare(config, rounds), **_machine(config.model.dtype)}
 
 
 def _read_length(text: str) -> int:
@@ -74,4 +135,4 @@ def _machine(dtype):
 
 
 if __name__ == "__main__":
-  job.run(main)
+  job.run(main, config="optional")

@@ -4,7 +4,7 @@ The letters at the end of a name are its shape:
 
   B packs (or clips, or images)   L tokens a pack      P numbers a token
   S text tokens a pack            G segments a pack    3 is three
-  T H W frames, height, width     C colours
+  E numbers a text token          T H W frames, height, width     C colours
 
 Segment g, from 1, is the g-th sample of its pack: it is column g - 1 of the
 arrays that end in G. A single image is a video of one frame.
@@ -17,6 +17,7 @@ from goku_jax.typing import UserError
 PADDING = 0  # in segment_ids and text_segment_ids
 EMPTY_CAPTION = -1  # in text_segment_ids
 NO_LOGVAR = -30.0  # exp(-15) is no noise in float32
+NO_TEXT = np.zeros((1, 0), np.float16)  # embedding of no caption by no encoder
 
 FLOW = {
   # Posterior mean of the latents, each channel of unit variance, patchified.
@@ -29,6 +30,9 @@ FLOW = {
   "positions_BL3": np.int32,
   # Pieces of the captions (tokenize.py).
   "text_ids_BS": np.int32,
+  # Embeddings of the captions by a text encoder; E = 0 where the model reads
+  # the pieces.
+  "text_embeddings_BSE": np.float16,
   # 1..G, PADDING, or EMPTY_CAPTION: one [EOS] in every pack, to which segments
   # whose caption is dropped attend instead of their own.
   "text_segment_ids_BS": np.int32,
@@ -61,7 +65,8 @@ def shape_of(name: str, **sizes: int) -> tuple[int, ...]:
 
 
 def empty_packs(**sizes: int) -> dict[str, np.ndarray]:
-  """Packs without a sample, as many as `B` says."""
+  """Packs without a sample, as many as `B` says; `E` is 0 by default."""
+  sizes = {"E": 0} | sizes
   batch = {k: np.zeros(shape_of(k, **sizes), v) for k, v in FLOW.items()}
   batch["tokens_logvar_BLP"].fill(NO_LOGVAR)
   batch["sample_index_BG"].fill(-1)

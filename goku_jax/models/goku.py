@@ -3,6 +3,7 @@
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from goku_jax.models import attention, layers, rope, transformer
@@ -28,10 +29,12 @@ class Goku(nn.Module):
 
   def encode_text(self, batch: dict) -> Float[Array, "B S E"] | None:
     """Embeddings of the batch's captions, None without text."""
-    if not self.text_config:
-      return None
-    names = ("text_ids_BS", "text_segment_ids_BS", "text_positions_BS")
-    return self.text(*(batch[name] for name in names))
+    if self.text_config:
+      names = ("text_ids_BS", "text_segment_ids_BS", "text_positions_BS")
+      return self.text(*(batch[name] for name in names))
+    if self.config.text_width:
+      return batch["text_embeddings_BSE"].astype(jnp.float32)
+    return None
 
   def velocity(
     self,

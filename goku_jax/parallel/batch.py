@@ -25,7 +25,7 @@ def check_rows(mesh: Mesh, micro_batches: int, **counts: int):
   """
   if micro_batches < 1:
     raise UserError(f"micro_batches={micro_batches}: set 1 or more")
-  devices = math.prod(mesh.shape[axis] for axis in rules.BATCH)
+  devices = count_ranks(mesh)
   parts = devices * micro_batches
   for name, count in counts.items():
     if count < 0:
@@ -35,6 +35,11 @@ def check_rows(mesh: Mesh, micro_batches: int, **counts: int):
         f"data.{name}={count} does not divide among {devices} devices x"
         f" {micro_batches} micro-batches: set a multiple of {parts}"
       )
+
+
+def count_ranks(mesh: Mesh) -> int:
+  """Data-parallel ranks: parts of a batch's rows that lie apart."""
+  return math.prod(mesh.shape[axis] for axis in rules.BATCH)
 
 
 def place(mesh: Mesh, batch: dict) -> dict:

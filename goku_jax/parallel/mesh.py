@@ -14,6 +14,7 @@ from goku_jax.parallel import rules
 from goku_jax.typing import UserError
 
 AXES = ("replica", "fsdp", "sequence")
+AUTO = (jax.sharding.AxisType.Auto,) * len(AXES)  # Linen knows no Explicit
 
 
 def make_mesh(
@@ -34,8 +35,14 @@ def make_mesh(
       f"mesh replica={replica} x fsdp={fsdp} x sequence={sequence} does not"
       f" make {count} devices; set one of them to -1 to fill"
     )
-  auto = (jax.sharding.AxisType.Auto,) * len(AXES)  # Linen knows no Explicit
-  return jax.make_mesh(sizes, AXES, axis_types=auto)
+  return jax.make_mesh(sizes, AXES, axis_types=AUTO)
+
+
+def make_local_mesh() -> jax.sharding.Mesh:
+  """A mesh over the devices of this process, all of them `fsdp`."""
+  devices = jax.local_devices()
+  sizes = (1, len(devices), 1)
+  return jax.make_mesh(sizes, AXES, axis_types=AUTO, devices=devices)
 
 
 @contextlib.contextmanager

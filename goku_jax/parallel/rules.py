@@ -18,7 +18,7 @@ ACTIVATIONS = (("batch", BATCH), ("tokens", None))
 STATE = (
   (r"/(q|k|v|qkv|up|adaln|patch_in)/kernel$", P(None, "fsdp")),
   (r"/(out|down|patch_out)/kernel$", P("fsdp", None)),
-  (r"/(class|bytes)/embedding$", P(None, "fsdp")),
+  (r"/(class|bytes|pieces)/embedding$", P(None, "fsdp")),
   (r"/(conv_(in|\d)|encoder/conv_out)/kernel$", P(*[None] * 4, "fsdp")),
   (r"/decoder/conv_out/kernel$", P(*[None] * 3, "fsdp", None)),
   (r"/conv2d/kernel$", P(None, None, None, "fsdp")),

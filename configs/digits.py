@@ -37,29 +37,6 @@ def get_config(arg=None):
   return config
 
 
-def training(config, *, total_steps, warmup_steps, every_steps):
-  """What both models share."""
-  config.total_steps = total_steps
-  config.optim = dict(
-    rule="adamw",
-    learning_rate=2e-3,
-    warmup_steps=warmup_steps,
-    # cosine to zero at total_steps; constant may be extended by a larger total
-    schedule="cosine",
-    b1=0.9,
-    b2=0.99,
-    weight_decay=0.0,
-    clip_norm=1.0,
-  )
-  config.ema_decay = 0.999
-  config.micro_batches = 1  # parts of a batch, one after the other
-  config.mesh = dict(replica=1, fsdp=-1, sequence=1)  # -1: all that remain
-  config.keep = 2  # checkpoints
-  config.log_every_steps = 1
-  config.save_every_steps = every_steps
-  config.show_every_steps = 4 * every_steps
-
-
 def canvas(debug):
   """Frames and pixels of a clip."""
   return dict(num_frames=5 if debug else 17, canvas=16 if debug else 32)
@@ -67,7 +44,7 @@ def canvas(debug):
 
 def vae(config, debug):
   """The autoencoder: 4x4x4 and 4 channels, for a canvas of 32 pixels."""
-  training(
+  common.training(
     config,
     total_steps=20 if debug else 1000,
     warmup_steps=1 if debug else 50,
@@ -100,12 +77,16 @@ def prepare(config, debug):
   config.data = dict(
     digits=canvas(debug) | dict(num_samples=64 if debug else 12_000),
   )
-  config.records_per_shard = 32 if debug else 4_000
+  config.encode = common.encode()
+  config.text = common.text()
+  config.items_per_shard = 32 if debug else 4_000
+  config.max_dropped = 0.0
+  config.threads = 2
 
 
 def flow(config, debug):
   """The joint flow model."""
-  training(
+  common.training(
     config,
     total_steps=20 if debug else 3000,
     warmup_steps=1 if debug else 100,
@@ -121,10 +102,14 @@ def flow(config, debug):
   config.data = dict(
     path=config_dict.placeholder(str),  # latents by prepare; pixels without
     digits=canvas(debug) | dict(num_samples=4096),  # of the pixels
-    max_text=32,  # longest caption, in tokens of up to four bytes
-    pack=dict(tokens=80 if debug else 160, text=64, segments=8),
-    num_packs=8 if debug else 4,  # a step, over all devices
-    lookahead=256 if debug else 1024,  # samples that are packed together
+    **common.packing(
+      max_text=32,
+      tokens=80 if debug else 160,
+      text=64,
+      segments=8,
+      num_packs=8 if debug else 4,
+      lookahead=256 if debug else 1024,
+    ),
   )
   config.loss = dict(
     time_sampler="logit_normal",  # or uniform

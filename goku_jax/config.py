@@ -209,7 +209,7 @@ def _tuples(tree):
   return tree
 
 
-def check_workdir(workdir, config, *, same, moves=(), why=""):
+def check_workdir(workdir, config, *, same, moves=(), free=(), why=""):
   """Makes the run's folder, or checks that the run in it is this one.
 
   Nothing is saved: a start that is refused later leaves a run as it was, and
@@ -222,18 +222,22 @@ def check_workdir(workdir, config, *, same, moves=(), why=""):
       change when a run resumes; all the others may.
     moves: keys of `same` that name places: another one may be named, not one
       instead of none. That the same lies there is for the job to check.
+    free: keys or sections inside `same` that may change all the same.
     why: they may not, where that is not plain.
   """
   files.make_folder(workdir, "workdir")
   if os.path.exists(os.path.join(workdir, "config.json")):
     old = flatten(load_config(workdir).to_dict())
     new = flatten(_tuples(files.plain(config.to_dict())))
-    inside = tuple(f"{key}." for key in same)
+    inside, outside = (
+      tuple(f"{key}." for key in keys) for keys in (same, free)
+    )
     differing = [
       f"{key} is {old.get(key, 'absent')!r} there and "
       f"{new.get(key, 'absent')!r} here"
       for key in sorted(old | new)
       if f"{key}.".startswith(inside)
+      and not f"{key}.".startswith(outside)
       and old.get(key, "absent") != new.get(key, "absent")
       and not (key in moves and old.get(key) and new.get(key))
     ]

@@ -5,6 +5,7 @@ import math
 import os
 import pathlib
 import tempfile
+import uuid
 
 from goku_jax.typing import UserError
 
@@ -34,7 +35,7 @@ def write_json(path, tree):
 
 def write_whole(path, data: bytes):
   """Writes a file so that its name never stands for a part of it."""
-  temporary = f"{path}.tmp"
+  temporary = f"{path}.{uuid.uuid4().hex}.tmp"  # tasks may write it at once
   with open(temporary, "wb") as file:
     file.write(data)
     file.flush()
@@ -54,6 +55,8 @@ def sync(path):
 
 def make_folder(path, flag):
   """Makes a folder in which a file can really be made."""
+  if "://" in str(path):
+    raise UserError(f"--{flag}={path}: only folders of a disk are written to")
   try:
     os.makedirs(path, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path):

@@ -74,10 +74,16 @@ def _step_of(line):
 
 
 class Progress:
-  """A bar on a terminal, elsewhere a line every ten seconds; on stderr."""
+  """A bar on a terminal, elsewhere a line every ten seconds; on stderr.
 
-  def __init__(self, total: int, start: int = 0, desc: str = "", every_s=10.0):
+  `unit` names what `made` of `update` counts, told by the second.
+  """
+
+  def __init__(
+    self, total: int, start: int = 0, desc: str = "", unit="", every_s=10.0
+  ):
     self.total, self.desc, self.every_s = total, desc, every_s
+    self.unit = unit
     self._first = self._printed = None
     self._bar = None
     if sys.stderr.isatty():
@@ -94,12 +100,23 @@ class Progress:
         bar_format="{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}",
       )
 
-  def update(self, done: int, *, loss=None, tokens_per_second=None, mfu=None):
+  def update(
+    self,
+    done: int,
+    *,
+    made: int = 0,
+    loss=None,
+    tokens_per_second=None,
+    mfu=None,
+  ):
     """Shows that `done` of the steps are behind us."""
     now = time.monotonic()
     if self._first is None:  # the first step compiled: no measure of the rest
-      self._first = done, now
+      self._first = done, now, made
     parts = []
+    if made > self._first[2]:
+      rate = (made - self._first[2]) / (now - self._first[1])
+      parts.append(f"{rate:.3g} {self.unit}/s")
     if loss is not None:
       parts.append(f"loss {float(loss):.4f}")
     if tokens_per_second is not None:

@@ -7,6 +7,7 @@ config.json is written last and carries the digest of the weights, so that a
 folder is whole or refused.
 """
 
+import hashlib
 import json
 import pathlib
 
@@ -35,6 +36,12 @@ def save(folder, tree: dict, config: dict):
   entry = {"size": path.stat().st_size, "sha256": manifest.digest_file(path)}
   text = json.dumps({"config": config, "files": {WEIGHTS: entry}}, indent=2)
   write_whole(folder / CONFIG, (text + "\n").encode())
+
+
+def digest(tree: dict) -> str:
+  """SHA-256 of the file that `save` would write, in hexadecimal."""
+  data = safetensors.numpy.save(_flatten(tree))
+  return hashlib.sha256(data).hexdigest()
 
 
 def exists(folder) -> bool:

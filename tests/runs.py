@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from goku_jax import checkpoint, config, manifest, trees
-from goku_jax.data import digits, packing, pipeline, sources
+from goku_jax.data import digits, packing, pipeline, planning, sources
 from goku_jax.parallel import mesh as meshes
 from goku_jax.sample.codec import Codec
 from goku_jax.sample.restore import init_params, make_model
@@ -67,7 +67,7 @@ def flow_batch(num_packs=4, step=0, **more):
   """A packed batch of digits as pixels, clips and images together."""
   raw = digits.Digits(num_frames=5, canvas=16, num_samples=64)
   source = sources.Pixels(raw)
-  planner = packing.Planner(
+  planner = planning.Planner(
     source.sizes(PATCH, 32),
     capacity=packing.Capacity(200, 80, 8),
     num_packs=num_packs,
@@ -92,7 +92,9 @@ def repack(batch, members, capacity=None):
   samples = [sample for pack in packs for sample in pack]
   capacity = capacity or packing.Capacity(200, 80, 8)
   made = [
-    packing.pack([samples[i] for i in pack], capacity, patch_size=PATCH)
+    packing.pack(
+      [samples[i] for i in pack], capacity, patch_size=PATCH, channels=3
+    )
     for pack in members
   ]
   return {k: np.concatenate([pack[k] for pack in made]) for k in batch}

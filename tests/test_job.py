@@ -344,6 +344,12 @@ def test_a_place_may_move_but_not_come_or_go(tmp_path):
   config.data.path, config.data.num = "here", 4
   with pytest.raises(job.UserError, match=r"data\.num is 3 there and 4 here"):
     check()
+  job.check_workdir(tmp_path, config, same=("data",), free=("data.num",))
+
+
+def test_only_folders_of_a_disk_are_written_to():
+  with pytest.raises(job.UserError, match="only folders of a disk"):
+    job.make_folder("gs://bucket/run", "workdir")
 
 
 def test_a_workdir_without_a_run_or_with_a_broken_one_is_a_mistake(tmp_path):

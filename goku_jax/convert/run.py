@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from goku_jax import job
-from goku_jax.data import digits, sources, transforms, video_io
+from goku_jax.data import digits, shards, transforms, video_io
 from goku_jax.models import vae_stream
 from goku_jax.sample.restore import restore_vae
 from goku_jax.typing import UserError
@@ -44,9 +44,9 @@ def read(
   return params, {**config, **stats, "step": step}
 
 
-def measure(model, params, clips) -> sources.Moments:
+def measure(model, params, clips) -> shards.Moments:
   """Mean and deviation by channel of the latents of clips `[T, H, W, 3]`."""
-  params, moments = jax.device_put(params), sources.Moments()
+  params, moments = jax.device_put(params), shards.Moments()
   for clip in clips:
     moments.add(*(x[0] for x in vae_stream.encode(model, params, clip[None])))
   return moments

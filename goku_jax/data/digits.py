@@ -14,6 +14,7 @@ Letters: N samples, T H W frames, height, width, K side of a glyph.
 
 import fractions
 import functools
+import hashlib
 import operator
 import pathlib
 from typing import SupportsIndex
@@ -249,6 +250,22 @@ class Digits:
       "speed": speed,
       "glyph": int(label["glyph"]),
     }
+
+  def key(self, index: int) -> str:
+    """The name of a sample among what `prepare` reads."""
+    return f"digit {index}"
+
+  def cut(self, index: int) -> list[dict]:
+    """The sample as the one clip of an item (`data/clips.py`)."""
+    sample = self[index]
+    caption = sample.pop("caption")
+    return [{**sample, "captions": (caption,), "about": {}}]
+
+  def digest(self) -> str:
+    """What tells these samples from others: they are a function of it."""
+    settings = (*self._key, self.num_frames, self.canvas, self.num_samples)
+    text = repr((*settings, self._share, self._pairs.tolist()))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @functools.cache

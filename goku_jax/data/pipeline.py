@@ -11,15 +11,16 @@ import functools
 import grain
 import numpy as np
 
-from goku_jax.data import hashing, packing, tokenize
+from goku_jax.data import hashing, packing, planning
 from goku_jax.typing import UserError
 
 KINDS = ("video", "image")
+TEXT = ("text_ids", "text_embeddings")
 
 
 def flow_batches(
   source,
-  planner: packing.Planner,
+  planner: planning.Planner,
   *,
   patch_size,
   first_step: int,
@@ -39,10 +40,19 @@ def flow_batches(
   def read_pack(members):
     samples = []
     for index, visit in members:
-      sample = source[index]
-      ids = _cut(sample["text_ids"], int(planner.sizes[index, 1]))
-      samples.append({**sample, "text_ids": ids, "visit": visit})
-    return packing.pack(samples, planner.capacity, patch_size=patch_size)
+      sample = source.read(index, visit)
+      if sample is None:  # it cannot be read, and is left out
+        continue
+      length = int(planner.sizes[index, 1])
+      text = {k: _cut(sample[k], length) for k in TEXT}
+      samples.append({**sample, **text, "visit": visit})
+    return packing.pack(
+      samples,
+      planner.capacity,
+      patch_size=patch_size,
+      channels=source.channels,
+      null_text=source.null_text,
+    )
 
   def read_step(step):
     packs = [read_pack(members) for members in planner.step(step)[own]]
@@ -122,11 +132,11 @@ def _share(name, count, host_index, host_count) -> slice:
   return slice(host_index * each, (host_index + 1) * each)
 
 
-def _cut(text_ids, length):
-  """A caption no longer than planned, that still ends."""
-  if len(text_ids) <= length:
-    return text_ids
-  return np.append(text_ids[: length - 1], np.int32(tokenize.EOS))
+def _cut(text, length):
+  """A caption no longer than planned, that keeps its end."""
+  if len(text) <= length:
+    return text
+  return np.concatenate([text[: length - 1], text[-1:]])
 
 
 def _read_ahead(read_step, first_step, num_steps, threads):

@@ -19,7 +19,7 @@ Letters: T frames, H W height and width, C = 3 channels.
 
 import numpy as np
 
-from goku_jax.data import sources
+from goku_jax.data import shards
 from goku_jax.models.judges.lpips import MIN_SIDE
 from goku_jax.typing import UserError
 
@@ -119,7 +119,7 @@ class LatentFigures:
   """
 
   def __init__(self):
-    self._drawn, self._means = sources.Moments(), sources.Moments()
+    self._drawn, self._means = shards.Moments(), shards.Moments()
     self._kl = self._count = 0
 
   def add(self, mean_tHWc: np.ndarray, logvar_tHWc: np.ndarray):

@@ -67,6 +67,9 @@ VARIANTS = {
   "digits": dict(
     width=128, depth=6, num_heads=4, rope_theta=20.0, remat="none", unroll=6
   ),
+  "small": dict(
+    width=256, depth=8, num_heads=4, rope_theta=100.0, remat="none", unroll=8
+  ),
   "debug": dict(width=32, depth=2, num_heads=2, remat="none"),
 }
 

@@ -1,27 +1,49 @@
-"""Encodes a raw source with the autoencoder of a run, or of others."""
+"""Encodes a raw source with an autoencoder, and its captions with T5."""
 
-import itertools
+import collections
+import concurrent.futures
+import contextlib
 import pathlib
+import shutil
+import uuid
 
 import jax
 import numpy as np
 
 from goku_jax import job, weights
-from goku_jax.data import digits, sources
-from goku_jax.models import vae_stream
-from goku_jax.sample.restore import restore_vae
+from goku_jax.data import clips, decoder, digits, items, shards
+from goku_jax.data.media import Unreadable
+from goku_jax.sample import encoder
+from goku_jax.sample.restore import load_text, restore_vae
 from goku_jax.typing import UserError
 
-CHUNK = 64  # clips encoded at once
 STATISTICS = ("latent_mean", "latent_std")
+NAMED = {"video", "captions", "about"}  # of a clip; the rest are numbers
+WINDOW = 1 << 27  # bytes of pixels that are encoded together
+AT_ONCE = 64  # items among them
 
 
-def prepare(config, workdir) -> dict:
-  """Writes the latents of a config's source; returns what the folder holds."""
+def prepare(config, workdir, task: int = 0, num_tasks: int = 1) -> dict:
+  """Writes the latents of a config's source; returns what the folder holds.
+
+  Args:
+    config: of stage=prepare.
+    workdir: the folder, which other tasks may write in at the same time.
+    task: the number of this task, which writes shards task, task + num_tasks,
+      ...
+    num_tasks: how many there are.
+
+  Raises:
+    UserError: a setting; more items are left out than `max_dropped`.
+  """
+  if not 0 <= task < num_tasks:
+    raise UserError(f"task={task} is not one of {num_tasks}: count from 0")
   folder = pathlib.Path(workdir)
-  if (folder / sources.MANIFEST).exists():
+  if (folder / shards.MANIFEST).exists():
     print(f"{folder} is whole already", flush=True)
-    return _summary(sources.Latents(folder))
+    return _summary(folder)
+  if config.threads < 1:
+    raise UserError(f"threads={config.threads} read nothing: set 1 or more")
   if not config.vae.workdir:
     raise UserError(
       "set --config.vae.workdir to a run of stage=vae or a folder of weights"
@@ -29,74 +51,199 @@ def prepare(config, workdir) -> dict:
   model, about, params, step = restore_vae(**config.vae)
   # What came with the weights stays, so that their latents are everybody's.
   given = {k: about[k] for k in STATISTICS if k in about}
-  raw = digits.Digits(seed=config.seed, **config.data.digits)
-  # Refuses what the stride does not divide.
-  model.latent_shape((1, raw.num_frames, raw.canvas, raw.canvas, 3))
-  writer = sources.ShardWriter(
-    folder,
-    records_per_shard=config.records_per_shard,
-    about={
-      "vae": {"workdir": config.vae.workdir, "step": step},
-      "num_classes": raw.num_classes,
-      **given,
-    },
-  )
-  job.save_config(folder, config)
-  if len(writer):
-    print(f"goes on from record {len(writer)} of {len(raw)}", flush=True)
-  with job.Progress(len(raw), len(writer), "prepare") as progress:
-    writer.write(encode(model, params, raw, progress, len(writer)))
-  weights.save(folder / "vae", params, {**writer.statistics(), **about})
-  writer.finish()  # the manifest comes last: it makes the folder whole
-  return _summary(sources.Latents(folder))
+  encode_by = encoder.Encoder(model, jax.device_put(params), **config.encode)
+  text = load_text(config.text) if config.text.path else None
+  with _open_raw(config, encode_by) as raw:
+    writer = shards.ShardWriter(
+      folder,
+      items=len(raw),
+      items_per_shard=config.items_per_shard,
+      about={
+        "source": raw.digest(),
+        "vae": {"step": step, "digest": weights.digest(params)},
+        "text": text and {"width": text.width, "digest": text.digest},
+        "num_classes": raw.num_classes,
+        **given,
+      },
+    )
+    job.save_config(folder, config)
+    own = range(task, len(writer), num_tasks)
+    _write(writer, own, raw, encode_by, text, config)
+
+  def settle(statistics):
+    _save_vae(folder / "vae", params, {**statistics, **about})
+    if text:
+      _save_null_text(folder / shards.NULL_TEXT, text)
+
+  if not writer.finish(settle):
+    done = sum(writer.done(n) is not None for n in range(len(writer)))
+    print(
+      f"{done} of {len(writer)} shards are whole: other tasks write the rest"
+    )
+    return {"shards": len(own), "whole": False}
+  return _summary(folder)
 
 
-def encode(model, params, raw, progress, first: int = 0):
-  """Records of the samples from `first` on, those of one shape together.
-
-  Samples are encoded beside the same ones wherever it starts, so that their
-  latents have the same bits.
-  """
-  params = jax.device_put(params)
-  window = 2 * CHUNK
-  for start in range(first - first % window, len(raw), window):
-    end = min(start + window, len(raw))
-    samples = [raw[i] for i in range(start, end)]
-    moments = [None] * len(samples)
-    shape_of = lambda i, samples=samples: samples[i]["video"].shape
-    places = sorted(range(len(samples)), key=shape_of)
-    for _, same in itertools.groupby(places, shape_of):
-      same = list(same)
-      videos = [samples[i]["video"] for i in same]
-      encoded = _encode(model, params, videos)
-      for i, mean, logvar in zip(same, *encoded, strict=True):
-        moments[i] = mean, logvar
-    left_out = max(first - start, 0)  # encoded before, in the same window
-    pairs = zip(samples, moments, strict=True)
-    for sample, (mean, logvar) in itertools.islice(pairs, left_out, None):
-      numbers = {k: v for k, v in sample.items() if k != "video"}
-      yield {"mean": mean, "logvar": logvar, **numbers}
-    progress.update(end)
+@contextlib.contextmanager
+def _open_raw(config, encode_by):
+  """What is encoded: digits, or clips of files; refuses odd shapes."""
+  data, stride = config.data, encode_by.model.config.stride
+  if "digits" in data:
+    raw = digits.Digits(seed=config.seed, **data.digits)
+    encode_by.check((raw.num_frames, raw.canvas, raw.canvas, 3))
+    yield raw
+    return
+  if not data.path:
+    raise UserError(
+      "set --config.data.path to a folder of videos and pictures, a manifest,"
+      " tars, or tfds:NAME"
+    )
+  if data.clips.multiple % np.lcm(*stride[1:]):
+    raise UserError(
+      f"data.clips.multiple={data.clips.multiple} is not one of the"
+      f" autoencoder's stride {stride[1]}x{stride[2]}: set a multiple of that"
+    )
+  with decoder.Decoder(**data.decoder) as pool:
+    yield clips.Clips(items.open_items(data.path), pool, **data.clips)
 
 
-def _encode(model, params, videos):
-  """Means and log-variances of videos of one shape."""
-  # Padded, so that each shape compiles once.
-  padded = videos + videos[-1:] * (-len(videos) % CHUNK)
-  chunks = [
-    vae_stream.encode(model, params, np.stack(padded[i : i + CHUNK]))
-    for i in range(0, len(padded), CHUNK)
-  ]
-  return (
-    np.concatenate(part)[: len(videos)] for part in zip(*chunks, strict=True)
-  )
+def _write(writer, own, raw, encode_by, text, config):
+  """Writes the shards of a task that are not whole."""
+  found = {number: writer.done(number) for number in own}
+  todo = [number for number in own if not found[number]]
+  total = sum(len(writer.items(number)) for number in own)
+  before = total - sum(len(writer.items(number)) for number in todo)
+  if before:
+    print(f"goes on from item {before} of {total}", flush=True)
+  left_out = [item for x in found.values() if x for item in x["dropped"]]
+  _check_dropped(left_out, total, config.max_dropped)
+  seen = collections.Counter(items=before)
+  with (
+    job.Progress(total, before, "prepare", unit="clips") as progress,
+    concurrent.futures.ThreadPoolExecutor(config.threads) as pool,
+  ):
+    for number in todo:
+      dropped = []
+      cuts = _read_ahead(pool, raw, writer.items(number), 2 * config.threads)
+      records = _records(cuts, encode_by, text, dropped, seen, progress)
+      writer.write(number, records, dropped)
+      left_out += dropped
+      _check_dropped(left_out, total, config.max_dropped)
 
 
-def _summary(source) -> dict:
-  manifest = source.manifest
-  return {
-    "records": manifest["records"],
+def _read_ahead(pool, raw, numbers, depth):
+  """Key, clips and reason of each item, in order, a few read ahead."""
+
+  def cut(index):
+    try:
+      return raw.key(index), raw.cut(index), None
+    except Unreadable as error:
+      return raw.key(index), [], str(error)
+
+  ahead = collections.deque()
+  for index in numbers:
+    ahead.append(pool.submit(cut, index))
+    if len(ahead) > depth:
+      yield ahead.popleft().result()
+  while ahead:
+    yield ahead.popleft().result()
+
+
+def _records(cuts, encode_by, text, dropped, seen, progress):
+  """Records of the clips of items; what gives none goes to `dropped`."""
+  for window in _windows(cuts):
+    samples = [sample for _, samples, _ in window for sample in samples]
+    moments = iter(_encode(encode_by, samples))
+    embeddings = _embed(text, samples)
+    for key, clips_of_item, reason in window:
+      own = [next(moments) for _ in clips_of_item]
+      finite = all(np.isfinite(x).all() for one in own for x in one.values())
+      reason = reason or (None if finite else "latents that are not finite")
+      if reason:
+        dropped.append({"key": key, "reason": reason})
+        continue
+      for sample, arrays in zip(clips_of_item, own, strict=True):
+        captions = sample["captions"]
+        about = {"captions": list(captions), **sample["about"]}
+        numbers = {k: sample[k] for k in sorted(sample.keys() - NAMED)}
+        record = {**arrays, **numbers, "about": about}
+        if text:
+          record["text"] = [embeddings[c] for c in captions]
+        yield record
+    seen.update(items=len(window), clips=len(samples))
+    progress.update(seen["items"], made=seen["clips"])
+
+
+def _windows(cuts):
+  """Items whose clips are encoded together; a function of the items alone."""
+  window, size = [], 0
+  for cut in cuts:
+    window.append(cut)
+    size += sum(sample["video"].nbytes for sample in cut[1])
+    if size >= WINDOW or len(window) == AT_ONCE:
+      yield window
+      window, size = [], 0
+  if window:
+    yield window
+
+
+def _encode(encode_by, samples):
+  """Moments of clips and of the first frame of each, encoded alone."""
+  videos = [sample["video"] for sample in samples]
+  moving = [i for i, video in enumerate(videos) if len(video) > 1]
+  found = encoder.encode(encode_by, videos + [videos[i][:1] for i in moving])
+  arrays = [dict(mean=m, logvar=v) for m, v in found[: len(videos)]]
+  for i, (mean, logvar) in zip(moving, found[len(videos) :], strict=True):
+    arrays[i] |= dict(first_mean=mean, first_logvar=logvar)
+  return arrays
+
+
+def _embed(text, samples):
+  """Embeddings float16 [tokens, width] by caption."""
+  if not text:
+    return {}
+  captions = list(dict.fromkeys(c for s in samples for c in s["captions"]))
+  found = text.encode(captions)
+  return {c: x.astype(np.float16) for c, x in zip(captions, found, strict=True)}
+
+
+def _check_dropped(dropped, total, most):
+  """Stops with a table once too much of a task's items is left out."""
+  if len(dropped) > most * total:
+    print(f"left out, of {total} items:\n{shards.tell(dropped)}", flush=True)
+    raise UserError(
+      f"{len(dropped)} of {total} items cannot be used, more than"
+      f" max_dropped={most}: mend them (the table above says why), or set"
+      " --config.max_dropped higher"
+    )
+
+
+def _save_vae(path, params, about):
+  """The autoencoder of the latents; another task may do it at the same time."""
+  partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
+  weights.save(partial, params, about)
+  try:
+    partial.rename(path)
+  except OSError:  # it is there, of this or an earlier go
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+      partial.rename(path)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _save_null_text(path, text):
+  (null,) = text.encode([""])
+  partial = path.with_suffix(f".{uuid.uuid4().hex}.npy")
+  np.save(partial, null.astype(np.float16))
+  partial.replace(path)
+
+
+def _summary(folder) -> dict:
+  manifest = shards.read_manifest(folder)
+  dropped = (folder / shards.DROPPED).read_text().splitlines()
+  names = ("items", "records", "dropped", "seconds", "shapes", *STATISTICS)
+  return {name: manifest[name] for name in names} | {
     "shards": len(manifest["shards"]),
-    "latent_mean": manifest["latent_mean"],
-    "latent_std": manifest["latent_std"],
+    "whole": True,
+    "left_out": f"{folder / shards.DROPPED}" if dropped else "nothing",
   }

@@ -5,10 +5,11 @@
 
 One frame is an image (--num_frames=1 --out=x.png). --prompts=FILE takes one
 prompt a line and --out a folder. A model with classes takes --class_label=N
-beside the prompt, or in its place where it reads no text. What is not given is
-as the run's own config has it (`sample`); solver and fps it does not hold. The
-same seed gives the same bytes; prompt i of a file has noise of its own. Files
-carry prompt, seed and settings as metadata.
+beside the prompt, or in its place where it reads no text. --motion_score=4.2
+asks for more or less motion of a model whose captions told it. What is not
+given is as the run's own config has it (`sample`); solver and fps it does not
+hold. The same seed gives the same bytes; prompt i of a file has noise of its
+own. Files carry prompt, seed and settings as metadata.
 """
 
 import pathlib
@@ -40,6 +41,8 @@ flags.DEFINE_integer("fps", 8, "frames per second", lower_bound=1)
 flags.DEFINE_integer("upscale", 1, "pixels a side for each", lower_bound=1)
 flags.DEFINE_integer("step", None, "checkpoint; the newest whole by default")
 flags.DEFINE_string("weights", "ema", "ema or params")
+flags.DEFINE_float("motion_score", None, "of the clip, as captions told it")
+flags.DEFINE_string("text_encoder", None, "folder of FLAN-T5, if it moved")
 
 
 def main(
@@ -60,13 +63,17 @@ def main(
   shift=None,
   seed=None,
   step=None,
+  motion_score=None,
+  text_encoder=None,
 ):
   """Returns the files written."""
   started = time.perf_counter()
-  from goku_jax.data import video_io
+  from goku_jax.data import clips, video_io
   from goku_jax.sample import draw, requests, restore
 
   captions = requests.read_prompts(prompt, prompts, class_label)
+  if motion_score is not None:
+    captions = [clips.add_motion_score(c, motion_score) for c in captions]
   trained = job.load_config(workdir, "flow").sample
   given = dict(
     num_frames=num_frames,
@@ -80,7 +87,9 @@ def main(
   files = requests.name_files(
     out, captions, settings["num_frames"], many=bool(prompts)
   )
-  run = restore.restore(workdir, step=step, weights=weights)
+  run = restore.restore(
+    workdir, step=step, weights=weights, text_encoder=text_encoder
+  )
   labels = None if class_label is None else [class_label] * len(captions)
   with job.Progress(len(captions), 0, "sample") as progress:
     videos = draw.draw(

@@ -42,6 +42,7 @@ def draw(
     [shape] * len(captions),
     capacity=packing.Capacity(**run.config.data.pack),
     max_text=run.config.data.max_text,
+    embed=run.text and run.text.encode,
     labels=labels,
     progress=progress,
     **settings,
@@ -73,7 +74,8 @@ def check(
   requests.check_condition(run.model, captions, labels)
   schema.check_frames(num_frames)
   for caption in captions:
-    requests.check_length(caption, run.config.data.max_text)
+    count = run.text.count if run.text else requests.count_pieces
+    requests.check_length(caption, run.config.data.max_text, count)
   if solver not in solvers.SOLVERS:
     raise UserError(f"solver={solver!r} is not one of {list(solvers.SOLVERS)}")
   if num_steps < 1:

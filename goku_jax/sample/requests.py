@@ -49,9 +49,14 @@ def _read_lines(file: str) -> list[str]:
   return lines
 
 
-def check_length(prompt: str, max_text: int):
+def count_pieces(prompt: str) -> int:
+  """Text tokens of a model with an encoder of its own."""
+  return len(tokenize.encode(prompt))
+
+
+def check_length(prompt: str, max_text: int, count=count_pieces):
   """Refuses a prompt that the model would have to cut."""
-  length = len(tokenize.encode(prompt))
+  length = count(prompt)
   if length > max_text:
     raise UserError(
       f"the prompt {prompt[:24]!r}... has {length} tokens and this model reads"
@@ -69,12 +74,13 @@ def check_condition(model, prompts: list[str], labels: list[int] | None):
       raise UserError(
         f"class_label={label} is not one of the model's, 0 to {num_classes - 1}"
       )
-  if not model.text_config and any(prompts):
+  reads_text = model.config.text_width > 0
+  if not reads_text and any(prompts):
     raise UserError("this model reads no text: give class_label, no prompt")
   # With text too: training drops both or none, never the class alone.
   if num_classes and labels is None:
     raise UserError(f"give class_label, one of 0 to {num_classes - 1}")
-  if model.text_config and not all(prompts):
+  if reads_text and not all(prompts):
     raise UserError("this model reads text: give a prompt")
   if labels is not None and len(labels) != len(prompts):
     raise UserError(

@@ -1,6 +1,8 @@
 """The model of a run's workdir, with the parameters of a checkpoint."""
 
 import functools
+import json
+import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +12,13 @@ from goku_jax import checkpoint, job
 from goku_jax import weights as folders
 from goku_jax.data import schema
 from goku_jax.models import goku, vae
+from goku_jax.parallel import mesh as meshes
 from goku_jax.sample import codec as codecs
+from goku_jax.sample import t5
 from goku_jax.typing import UserError
 
 WEIGHTS = ("ema", "params")
+LATENTS = "latents.json"  # in the workdir: what tells its latents from others
 
 
 class Restored(NamedTuple):
@@ -24,6 +29,31 @@ class Restored(NamedTuple):
   params: Any
   codec: codecs.Codec
   step: int
+  text: t5.T5 | None = None  # where the model reads embeddings of it
+
+
+def reads_embeddings(config) -> bool:
+  """Whether a flow model takes captions as embeddings of a frozen encoder."""
+  return "text" in config and "text" not in config.model
+
+
+def load_text(text) -> t5.T5:
+  """The text encoder of a config's section `text`.
+
+  Raises:
+    UserError: it names none.
+  """
+  if not text.path:
+    raise UserError(
+      "this model reads embeddings of FLAN-T5: set --config.text.path to its"
+      " folder, in sample --text_encoder"
+    )
+  return t5.load(
+    text.path,
+    dtype=text.dtype,
+    max_text=text.max_text,
+    mesh=meshes.make_local_mesh(),
+  )
 
 
 def make_model(config, codec: codecs.Codec, **more) -> goku.Goku:
@@ -39,21 +69,47 @@ def init_params(model, rng, batch):
   return model.init(rng, batch["tokens_BLP"], t_BG, batch, dropped_BG)["params"]
 
 
-def restore(workdir, *, step: int | None = None, weights: str = "ema"):
+def restore(
+  workdir,
+  *,
+  step: int | None = None,
+  weights: str = "ema",
+  text_encoder: str | None = None,
+):
   """The flow model of a run at a step (the newest whole one by default).
 
+  Args:
+    workdir: of the run.
+    step: of its checkpoints.
+    weights: "ema" or "params".
+    text_encoder: where the run's frozen text encoder is now.
+
   Raises:
-    UserError: no run, a run of another stage, or no whole checkpoint.
+    UserError: no run, a run of another stage, no whole checkpoint, or another
+      text encoder than it was trained with.
   """
   _check_weights(weights)
   config = job.load_config(workdir, "flow")
+  text = None
+  if reads_embeddings(config):
+    config.text.path = text_encoder or config.text.path
+    text = load_text(config.text)
+    trained = json.loads((pathlib.Path(workdir) / LATENTS).read_text())["text"]
+    if text.digest != trained:
+      raise UserError(
+        f"{config.text.path} is not the text encoder that {workdir} was trained"
+        " with: give --text_encoder"
+      )
+  elif text_encoder:
+    raise UserError("this model has a text encoder of its own: leave that out")
   codec = codecs.load_codec(workdir)
   model = make_model(config, codec)
-  batch = schema.empty_packs(B=1, L=8, P=model.config.patch_width, S=8, G=1)
+  sizes = dict(B=1, L=8, S=8, G=1, E=text.width if text else 0)
+  batch = schema.empty_packs(P=model.config.patch_width, **sizes)
   init = functools.partial(init_params, model)
   abstract = jax.eval_shape(init, jax.random.key(0), batch)
   step, params = checkpoint.restore_run(workdir, weights, abstract, step)
-  return Restored(config, model, jax.device_put(params), codec, step)
+  return Restored(config, model, jax.device_put(params), codec, step, text)
 
 
 class RestoredVAE(NamedTuple):

@@ -34,6 +34,7 @@ def sample_latents(
   solver: str = "euler",
   shift: float = 1.0,
   max_text: int,
+  embed=None,
   labels: list[int] | None = None,
   indices: list[int] | None = None,
   progress=None,
@@ -52,6 +53,7 @@ def sample_latents(
     solver: a name in `flow.solver.SOLVERS`.
     shift: above 1 takes more steps near noise.
     max_text: longest caption in tokens.
+    embed: captions to embeddings [s, E], for a model that reads those.
     labels: classes to show; without them the class counts as dropped.
     indices: whose noise each sample gets; its place in the list by default.
     progress: called with the number of samples done.
@@ -60,17 +62,27 @@ def sample_latents(
   indices = range(len(captions)) if indices is None else indices
   if labels is None:
     labels = [model.config.num_classes] * len(captions)  # the dropped row
+  texts = [tokenize.encode(caption, max_text) for caption in captions]
+  embeddings = [np.zeros((len(text), 0), np.float16) for text in texts]
+  null_text = schema.NO_TEXT
+  if embed:
+    # In the precision in which training has them.
+    null_text, *embeddings = [
+      x.astype(np.float16) for x in embed(["", *captions])
+    ]
+    texts = [np.full(len(x), tokenize.EOS, np.int32) for x in embeddings]
   samples = [
     dict(
       mean=np.zeros(shape, np.float32),
       logvar=np.full(shape, schema.NO_LOGVAR, np.float32),
-      text_ids=tokenize.encode(caption, max_text),
+      text_ids=text,
+      text_embeddings=embedding,
       index=index,
       visit=0,
       **{"class": label},
     )
-    for caption, shape, label, index in zip(
-      captions, shapes, labels, indices, strict=True
+    for text, embedding, shape, label, index in zip(
+      texts, embeddings, shapes, labels, indices, strict=True
     )
   ]
   sizes = np.array(
@@ -85,14 +97,22 @@ def sample_latents(
     capacity.segments,
   )
   L, S, G = capacity
-  sizes_of_pack = dict(L=L, P=model.config.patch_width, S=S, G=G)
+  sizes_of_pack = dict(
+    L=L, P=model.config.patch_width, S=S, G=G, E=null_text.shape[1]
+  )
   packs = packing.deal(sizes, capacity)
   num_packs = min(NUM_PACKS, 1 << (len(packs) - 1).bit_length())
   latents, done = [None] * len(samples), 0
   for start in range(0, len(packs), num_packs):
     here = packs[start : start + num_packs]
     full = [
-      packing.pack([samples[i] for i in p], capacity, patch_size=patch_size)
+      packing.pack(
+        [samples[i] for i in p],
+        capacity,
+        patch_size=patch_size,
+        channels=model.config.latent_channels,
+        null_text=null_text,
+      )
       for p in here
     ]
     empty = schema.empty_packs(B=num_packs - len(here), **sizes_of_pack)

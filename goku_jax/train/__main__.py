@@ -26,6 +26,7 @@ def main(config, workdir):
     config,
     same=("stage", "seed", "model", "data", "loss", "optim"),
     moves=("data.path",),
+    free=("data.threads", "data.decoder"),
   )
   if config.optim.schedule == "cosine":
     job.check_workdir(

@@ -1,50 +1,53 @@
 """The joint flow model: packs of latents, or of pixels, with captions."""
 
 import functools
-import json
-import pathlib
-import shutil
 
 import jax
 import numpy as np
 
-from goku_jax import costs, files
-from goku_jax.data import digits, packing, pipeline, sources
+from goku_jax import costs
+from goku_jax.data import packing, pipeline, planning
 from goku_jax.models import attention
 from goku_jax.parallel.attention import shard_attention
-from goku_jax.parallel.batch import check_rows
+from goku_jax.parallel.batch import check_rows, count_ranks
 from goku_jax.sample import codec as codecs
 from goku_jax.sample import draw
 from goku_jax.sample.restore import Restored, init_params, make_model
+from goku_jax.train import flow_source, preflight
 from goku_jax.train.flow_loss import make_loss
 from goku_jax.train.task import Task
 from goku_jax.typing import UserError
 
-LATENTS = "latents.json"  # in the workdir: the manifest of its latents
-
 
 def make_task(config, mesh) -> Task:
   """The flow model of a config."""
+  check_rows(mesh, config.micro_batches, num_packs=config.data.num_packs)
+  opened = flow_source.open_source(config)
+  try:
+    return _make_task(config, mesh, opened)
+  except BaseException:
+    opened.close()
+    raise
+
+
+def _make_task(config, mesh, opened):
   data = config.data
-  check_rows(mesh, config.micro_batches, num_packs=data.num_packs)
-  if data.path:
-    source = sources.Latents(data.path)
-    codec = codecs.load_codec(data.path)
-  else:
-    source = sources.Pixels(digits.Digits(seed=config.seed, **data.digits))
-    codec = codecs.Codec()
+  source, codec = opened.source, opened.codec
   attention_fn = shard_attention(attention.segment_attention, mesh)
   model = make_model(config, codec, attention_fn=attention_fn)
   _check_conditions(model, source)
   patch_size = tuple(model.config.patch_size)
-  planner = packing.Planner(
+  planner = planning.Planner(
     source.sizes(patch_size, data.max_text),
     capacity=packing.Capacity(**data.pack),
     num_packs=data.num_packs,
     lookahead=data.lookahead,
     seed=config.seed,
+    ranks=count_ranks(mesh),
+    cost_fn=_pack_cost(model.config, data.cost_table),
+    **_groups(data, opened),
   )
-  run = Restored(config, make_model(config, codec), None, codec, 0)
+  run = Restored(config, make_model(config, codec), None, codec, 0, opened.text)
   prompts, asked = _asked(config.sample)
   try:
     draw.check(run, prompts, **asked)
@@ -61,22 +64,85 @@ def make_task(config, mesh) -> Task:
       num_steps=config.total_steps - first_step,
       host_index=jax.process_index(),
       host_count=jax.process_count(),
+      threads=data.threads,
     ),
     work=functools.partial(_work, model.config),
     show=functools.partial(_show, run, prompts, asked),
     captions=_captions(prompts, asked["labels"]),
     picture=functools.partial(_picture, codec, patch_size),
-    settle=functools.partial(_settle, data.path),
+    settle=opened.settle,
+    close=opened.close,
+    preflight=lambda first_step: preflight.tell(
+      planner,
+      opened,
+      first_step=first_step,
+      total_steps=config.total_steps,
+      step_flops=functools.partial(_step_flops, model.config, planner),
+    ),
   )
+
+
+def _groups(data, opened) -> dict:
+  """What the planner must know of shares: those of folders, of images."""
+  names, member = opened.names, opened.member
+  weights = _read_weights(data.weights, names)
+  if weights is None and data.image_share is None:
+    return {}
+  kind = np.zeros(len(member), int)
+  kinds = {"samples": 1.0}
+  if data.image_share is not None:
+    if not 0 <= data.image_share <= 1:
+      raise UserError(
+        f"data.image_share={data.image_share} is not between 0 and 1"
+      )
+    kind = np.asarray(opened.source.is_video, int)
+    kinds = {"images": data.image_share, "clips": 1 - data.image_share}
+  groups = kind * len(names) + member
+  counts = np.bincount(groups, minlength=len(kinds) * len(names))
+  counts = counts.reshape(len(kinds), len(names))
+  for what, share, row in zip(kinds, kinds.values(), counts, strict=True):
+    if share and not row.any():
+      raise UserError(
+        f"0 batches: {share:.0%} of the samples are to be {what} and there are"
+        " none: set data.image_share"
+      )
+  shares = counts if weights is None else (counts > 0) * weights
+  shares = shares / np.maximum(shares.sum(1, keepdims=True), 1e-12)
+  shares = (shares * np.array(list(kinds.values()))[:, None]).ravel()
+  every = [f"{what} of {name}" for what in kinds for name in names]
+  present, groups = np.unique(groups, return_inverse=True)
+  return {
+    "groups": groups,
+    "shares": tuple(shares[present].tolist()),
+    "names": [every[g] for g in present],
+  }
+
+
+def _read_weights(text, names):
+  """The numbers of `data.weights`, one for each folder."""
+  if text is None:
+    return None
+  try:
+    weights = [float(part) for part in text.split(",")]
+  except ValueError as error:
+    raise UserError(f"data.weights={text!r}: set numbers, as 2,1") from error
+  if len(weights) != len(names) or not all(w > 0 for w in weights):
+    raise UserError(
+      f"data.weights={text!r}: set {len(names)} numbers above 0, one for each"
+      " folder of data.path"
+    )
+  return np.array(weights)
 
 
 def _check_conditions(model, source):
   """Refuses a model that the source's captions or classes do not steer."""
   cfg = model.config
-  if cfg.text_width and not model.text_config:
+  width = source.null_text.shape[1]
+  if cfg.text_width and not model.text_config and width != cfg.text_width:
+    has = f"of width {width}" if width else "none"
     raise UserError(
       f"the model reads text embeddings of width {cfg.text_width} and the data"
-      " has none: set model.text, or another model.variant"
+      f" has {has}: set model.text_width, model.text, or another model.variant"
     )
   if 0 < cfg.num_classes < source.num_classes:
     raise UserError(
@@ -85,48 +151,40 @@ def _check_conditions(model, source):
     )
 
 
-def _settle(path, workdir):
-  """Copies the autoencoder and the manifest of the latents to the workdir.
+def _sizes(cfg) -> dict:
+  """Sizes of the transformer, as the formulas of FLOPs take them."""
+  names = ("width", "depth", "mlp_ratio", "patch_width", "text_width")
+  return {name: getattr(cfg, name) for name in names}
 
-  The run may then travel without them; and they may move, but not change.
 
-  Raises:
-    UserError: the run began with other latents.
-  """
-  if not path:
-    return
-  given, kept = pathlib.Path(path) / sources.MANIFEST, workdir / LATENTS
-  if not kept.exists():
-    files.write_whole(kept, given.read_bytes())
-  shards = lambda file: json.loads(file.read_text())["shards"]
-  if shards(given) != shards(kept):  # with their digests
-    raise UserError(
-      f"--config.data.path={path} holds other latents than this run began with:"
-      " give those, or choose another --workdir"
-    )
-  folder = workdir / codecs.FOLDER
-  if not folder.exists():
-    partial = folder.with_suffix(".partial")  # a kill may cut the copy short
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(pathlib.Path(path) / codecs.FOLDER, partial)
-    partial.rename(folder)
+def _pack_cost(cfg, table):
+  """Cost of a pack to its rank: measured times, else FLOPs by blocks."""
+  if table:
+    return costs.calibrated(table)
+  return functools.partial(costs.pack_flops, block=costs.BLOCK, **_sizes(cfg))
+
+
+def _step_flops(cfg, planner, step) -> float:
+  """Training FLOPs of a step of packs."""
+  index = [i for pack in step for i, _ in pack]
+  tokens, texts = planner.sizes[index].T.tolist()
+  return costs.training_flops(
+    tokens, texts if cfg.text_width else (), **_sizes(cfg)
+  )
 
 
 def _work(cfg, batch) -> tuple[float, int]:
   """Training FLOPs of a batch, and its tokens."""
+  none = np.zeros(0, int)
   count = lambda ids: np.concatenate(
-    [np.bincount(row[row > 0]) for row in ids if (row > 0).any()]
+    [none, *(np.bincount(row[row > 0]) for row in ids if (row > 0).any())]
   )
   segments = count(batch["segment_ids_BL"])
   texts = count(batch["text_segment_ids_BS"])
   flops = costs.training_flops(
     segments[segments > 0].tolist(),
     texts[texts > 0].tolist() if cfg.text_width else (),
-    width=cfg.width,
-    depth=cfg.depth,
-    mlp_ratio=cfg.mlp_ratio,
-    patch_width=cfg.patch_width,
-    text_width=cfg.text_width,
+    **_sizes(cfg),
   )
   return flops, int(segments.sum())
 

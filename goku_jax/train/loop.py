@@ -38,6 +38,13 @@ def train(config, workdir) -> dict:
   workdir = pathlib.Path(workdir)
   mesh = meshes.make_mesh(**config.mesh)
   task = TASKS[config.stage](config, mesh)
+  try:
+    return _train(config, workdir, mesh, task)
+  finally:
+    task.close()
+
+
+def _train(config, workdir, mesh, task):
   rng = jax.random.key(config.seed)
   tx = make_optimizer(total_steps=config.total_steps, **config.optim)
   peak = costs.peak_flops()  # may time one device, so outside of the mesh
@@ -68,6 +75,8 @@ def train(config, workdir) -> dict:
         job.save_config(workdir, config)
       if first >= config.total_steps:
         return {"step": first, **_last_metrics(workdir)}
+      if _writes():
+        task.preflight(first)
       state, metrics = _loop(
         config, workdir, mesh, task, state, step_fn, rng, ckpt, preempted, peak
       )

@@ -24,3 +24,6 @@ class Task(NamedTuple):
   # refuses to go on with other data
   settle: Callable[[Any], None]
   critic: Critic | None = None  # an opponent
+  # first step -> None; prints what there is and how long it will take
+  preflight: Callable[[int], None] = lambda first_step: None
+  close: Callable[[], None] = lambda: None  # ends what reads the data

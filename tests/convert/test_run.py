@@ -6,7 +6,7 @@ import pytest
 
 from goku_jax import checkpoint, job, weights
 from goku_jax.convert import formats
-from goku_jax.data import sources, video_io
+from goku_jax.data import shards, sources, video_io
 from goku_jax.models import vae, vae_stream
 from goku_jax.prepare import latents
 from goku_jax.sample import codec, restore
@@ -39,7 +39,7 @@ def test_latents_are_measured_on_the_runs_digits(trained, tmp_path):
   runs.assert_near(tree, params, 1e-7)
   assert config["step"] == 2
   raw = runs.digits.Digits(num_frames=5, canvas=16, num_samples=12)
-  moments = sources.Moments()
+  moments = shards.Moments()
   for i in range(len(raw)):
     mean, logvar = vae_stream.encode(model, params, raw[i]["video"][None])
     moments.add(mean[0], logvar[0])
@@ -95,7 +95,7 @@ def test_prepare_and_sample_take_a_folder_of_weights(
   loaded = codec.load_codec(tmp_path / "latents")
   assert loaded.model == model
   assert loaded.std.tolist() == stats["latent_std"]
-  video = codec.decode(loaded, [source[0]["mean"]])[0]
+  video = codec.decode(loaded, [source.read(0, 0)["mean"]])[0]
   assert video.shape[1:] == (16, 16, 3)
   with pytest.raises(UserError, match="has no steps"):
     restore.restore_vae(tmp_path / "vae", step=3)

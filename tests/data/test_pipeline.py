@@ -5,7 +5,15 @@ import collections
 import numpy as np
 import pytest
 
-from goku_jax.data import digits, packing, pipeline, schema, sources, tokenize
+from goku_jax.data import (
+  digits,
+  packing,
+  pipeline,
+  planning,
+  schema,
+  sources,
+  tokenize,
+)
 from goku_jax.typing import UserError
 
 PATCH = (1, 8, 8)
@@ -19,7 +27,7 @@ def raw():
 
 def make_flow(raw, max_text=64, num_packs=4, **kwargs):
   source = sources.Pixels(raw)
-  planner = packing.Planner(
+  planner = planning.Planner(
     source.sizes(PATCH, max_text),
     capacity=CAPACITY,
     num_packs=num_packs,
@@ -79,7 +87,7 @@ def test_every_sample_of_an_epoch_is_read_once_whatever_the_hosts(raw, hosts):
 
 def test_a_batch_is_as_the_schema_says(raw):
   batch = next(make_flow(raw))
-  sizes = dict(B=4, L=600, P=192, S=128, G=6)
+  sizes = dict(B=4, L=600, P=192, S=128, G=6, E=0)
   assert batch.keys() == schema.FLOW.keys()
   for name, array in batch.items():
     assert array.dtype == schema.FLOW[name]
@@ -156,7 +164,7 @@ def test_a_kind_that_the_source_lacks_is_named():
 
 
 def test_a_plan_of_another_source_is_refused(raw):
-  planner = packing.Planner(
+  planner = planning.Planner(
     np.ones((3, 2)), capacity=CAPACITY, num_packs=1, lookahead=1, seed=0
   )
   with pytest.raises(ValueError, match="plan is of 3 samples"):

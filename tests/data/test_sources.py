@@ -1,59 +1,58 @@
 """Sources: what was written is read, in units of one, or the fault is named."""
 
-import json
-
 import numpy as np
 import pytest
 
-from goku_jax.data import digits, schema, sources, tokenize
+from goku_jax.data import digits, schema, shards, sources, tokenize
 from goku_jax.typing import UserError
+from tests.data.test_shards import ITEMS, make_record
 
-LOGVAR = -2.0
-
-
-def make_records(n=25, seed=0, dtype=np.float32):
-  """Latents of one or three frames whose channels differ in place and size."""
-  rng = np.random.default_rng(seed)
-  for i in range(n):
-    shape = (1 + 2 * (i % 2), 4, 6, 2)
-    mean = np.array([3.0, -1.0]) + np.array([2.0, 0.1]) * rng.normal(size=shape)
-    yield {
-      "mean": mean.astype(dtype),
-      "logvar": np.full(shape, LOGVAR, dtype),
-      "caption": f"the digit {i} — п",
-      "digit": i % 10,
-      "speed": 0.5,
-    }
+WIDTH = 6  # of text embeddings
 
 
-def write_shards(folder, records, **more):
-  writer = sources.ShardWriter(folder, **more)
-  writer.write(records)
-  return writer.finish()
+def write_folder(
+  folder, seed=0, *, items=ITEMS, vae="a", text=None, half=False
+):
+  """A folder of latents, with embeddings of `text` where that is given."""
+  about = {"vae": {"digest": vae}, "text": text and {"digest": text}}
+  writer = shards.ShardWriter(
+    folder, items=items, items_per_shard=10, about=about
+  )
+  for number in range(len(writer)):
+    records = []
+    for i in writer.items(number):
+      record = make_record(i + seed, np.float16 if half else np.float32)
+      if text:
+        captions = record["about"]["captions"]
+        record["text"] = [embed(c) for c in captions]
+      records.append(record)
+    writer.write(number, records, [])
+  writer.finish()
+  if text:
+    np.save(folder / shards.NULL_TEXT, embed("")[-1:])
+  return folder
+
+
+def embed(caption):
+  """Rows that tell the caption, one for each word and one more."""
+  n = len(caption.split()) + 1
+  rng = np.random.default_rng(len(caption))
+  return rng.normal(size=(n, WIDTH)).astype(np.float16)
 
 
 @pytest.fixture
 def folder(tmp_path):
-  write_shards(
-    tmp_path / "latents",
-    make_records(),
-    records_per_shard=10,
-    about={"vae": "debug"},
-  )
-  return tmp_path / "latents"
+  return write_folder(tmp_path / "latents")
 
 
-def test_shards_give_back_what_was_written(folder):
+def test_a_folder_gives_back_what_was_written(folder):
   source = sources.Latents(folder)
-  assert len(source) == 25
-  assert source.manifest["vae"] == "debug"
-  assert source.num_classes == 1
-  assert [s["records"] for s in source.manifest["shards"]] == [10, 10, 5]
+  assert (len(source), source.num_classes, source.channels) == (ITEMS, 1, 2)
   mean, std = (
     np.array(source.manifest[k]) for k in ("latent_mean", "latent_std")
   )
-  for i, record in enumerate(make_records()):
-    sample = source[i]
+  for i in range(ITEMS):
+    record, sample = make_record(i), source.read(i, 0)
     assert sample["mean"].dtype == sample["logvar"].dtype == np.float32
     np.testing.assert_allclose(
       sample["mean"] * std + mean, record["mean"], atol=1e-5
@@ -61,17 +60,17 @@ def test_shards_give_back_what_was_written(folder):
     np.testing.assert_allclose(
       np.exp(sample["logvar"]) * std**2, np.exp(record["logvar"]), rtol=1e-5
     )
-    ids = tokenize.encode(record["caption"])
-    np.testing.assert_array_equal(sample["text_ids"], ids)
     assert (sample["class"], sample["index"]) == (record["digit"], i)
+    assert source.is_video[i] == (len(record["mean"]) > 1)
 
 
 def test_what_training_draws_has_unit_variance(folder):
   source = sources.Latents(folder)
   rng = np.random.default_rng(1)
   drawn = []
-  for i in np.repeat(np.arange(25), 40):
-    mean, logvar = source[i]["mean"], source[i]["logvar"]
+  for i in np.repeat(np.arange(ITEMS), 40).tolist():
+    sample = source.read(i, 0)
+    mean, logvar = sample["mean"], sample["logvar"]
     draw = mean + np.exp(0.5 * logvar) * rng.normal(size=mean.shape)
     drawn.append(draw.reshape(-1, 2))
   drawn = np.concatenate(drawn)
@@ -80,66 +79,51 @@ def test_what_training_draws_has_unit_variance(folder):
 
 
 def test_half_precision_is_read_as_float32(tmp_path):
-  records = make_records(4, dtype=np.float16)
-  write_shards(tmp_path, records, records_per_shard=9)
-  assert sources.Latents(tmp_path)[3]["mean"].dtype == np.float32
+  source = sources.Latents(write_folder(tmp_path, items=4, half=True))
+  assert source.read(3, 0)["mean"].dtype == np.float32
 
 
-def test_latents_in_another_memory_order_are_written_right(tmp_path):
-  records = list(make_records(2))
-  turned = [{**r, "mean": np.asfortranarray(r["mean"])} for r in records]
-  write_shards(tmp_path / "a", records, records_per_shard=9)
-  write_shards(tmp_path / "b", turned, records_per_shard=9)
-  a, b = (sources.Latents(tmp_path / k)[1]["mean"] for k in "ab")
-  np.testing.assert_array_equal(a, b)
+def test_captions_take_turns_by_visit(folder):
+  source = sources.Latents(folder)
+  seen = {0: 0, 1: 0}
+  for i in range(ITEMS):
+    texts = [tokenize.encode(c) for c in make_record(i)["about"]["captions"]]
+    for visit in range(20):
+      ids = source.read(i, visit)["text_ids"]
+      (k,) = (k for k, text in enumerate(texts) if np.array_equal(text, ids))
+      np.testing.assert_array_equal(ids, source.read(i, visit)["text_ids"])
+      seen[k] += 1
+  assert min(seen.values()) > 0.4 * sum(seen.values())
 
 
-def test_the_same_records_give_the_same_bytes(folder, tmp_path):
-  again = tmp_path / "again"
-  write_shards(again, make_records(99), records_per_shard=5, about={"vae": "x"})
-  write_shards(  # over a larger one, of which nothing stays
-    again, make_records(), records_per_shard=10, about={"vae": "debug"}
-  )
-  bytes_of = lambda f: {p.name: p.read_bytes() for p in f.iterdir()}
-  assert bytes_of(folder) == bytes_of(again)
-
-
-def test_what_is_whole_is_not_written_again(folder, tmp_path):
-  more = dict(records_per_shard=10, about={"vae": "debug"})
-  broken, records = tmp_path / "broken", list(make_records())
-  with pytest.raises(TypeError):
-    sources.ShardWriter(broken, **more).write([*records[:23], None])
-  done = list(broken.glob("shard-0000[01].array_record"))
-  times = [p.stat().st_mtime_ns for p in done]
-  assert len(sources.ShardWriter(broken, **more)) == 20
-  for other in (dict(about={"vae": "x"}), dict(records_per_shard=5)):
-    assert len(sources.ShardWriter(broken, **more | other)) == 0
-  write_shards(broken, records[20:], **more)
-  assert times == [p.stat().st_mtime_ns for p in done]
-  bytes_of = lambda f: {p.name: p.read_bytes() for p in f.iterdir()}
-  assert bytes_of(broken) == bytes_of(folder)
-
-
-def test_a_shard_that_is_damaged_is_written_again(folder, tmp_path):
-  more = dict(records_per_shard=10, about={"vae": "debug"})
-  broken, records = tmp_path / "broken", list(make_records())
-  sources.ShardWriter(broken, **more).write(records)
-  path = broken / "shard-00001.array_record"
-  path.write_bytes(path.read_bytes()[:-1])
-  assert len(sources.ShardWriter(broken, **more)) == 10
-  write_shards(broken, records[10:], **more)
-  bytes_of = lambda f: {p.name: p.read_bytes() for p in f.iterdir()}
-  assert bytes_of(broken) == bytes_of(folder)
-
-
-def test_sizes_count_tokens_and_text_tokens(folder):
+def test_sizes_count_tokens_and_the_longest_caption(folder):
   sizes = sources.Latents(folder).sizes((1, 2, 2), 64)
   np.testing.assert_array_equal(sizes[:2, 0], [6, 18])
-  texts = [len(tokenize.encode(r["caption"])) for r in make_records()]
-  np.testing.assert_array_equal(sizes[:, 1], texts)
+  texts = [make_record(i)["about"]["captions"] for i in range(ITEMS)]
+  longest = [max(len(tokenize.encode(c)) for c in pair) for pair in texts]
+  np.testing.assert_array_equal(sizes[:, 1], longest)
   assert sources.Latents(folder).sizes((1, 2, 2), 5)[:, 1].max() == 5
   with pytest.raises(UserError, match=r"sample 0 of 1x4x6 .* patches of 1x4x4"):
     sources.Latents(folder).sizes((1, 4, 4), 64)
+
+
+def test_embeddings_take_the_place_of_pieces(tmp_path):
+  folder = write_folder(tmp_path / "latents", text="t5")
+  source = sources.Latents(folder, embedded=True)
+  np.testing.assert_array_equal(source.null_text, embed("")[-1:])
+  for i in range(4):
+    captions = make_record(i)["about"]["captions"]
+    sample = source.read(i, 1)
+    k = sources.draw_caption(2, i, 1)
+    want = embed(captions[k])
+    np.testing.assert_array_equal(sample["text_embeddings"], want)
+    assert len(sample["text_ids"]) == len(want)
+    longest = max(len(embed(c)) for c in captions)
+    assert source.sizes((1, 2, 2), 64)[i, 1] == longest
+  assert sources.Latents(folder).read(0, 0)["text_embeddings"].shape[1] == 0
+  plain = write_folder(tmp_path / "plain")
+  with pytest.raises(UserError, match="has no text embeddings: run prepare"):
+    sources.Latents(plain, embedded=True)
 
 
 @pytest.mark.parametrize("name", ["shard-00001.array_record", "index.npz"])
@@ -152,45 +136,32 @@ def test_a_flipped_byte_is_named(folder, name):
     sources.Latents(folder)
 
 
-def test_a_missing_shard_is_named(folder):
-  (folder / "shard-00002.array_record").unlink()
-  with pytest.raises(UserError, match=r"shard-00002\.array_record is missing"):
-    sources.Latents(folder)
+def test_folders_are_read_as_one(tmp_path):
+  one = write_folder(tmp_path / "one")
+  two = write_folder(tmp_path / "two", 100, items=7)
+  both = sources.open_latents(f"{one}, {two}")
+  assert len(both) == ITEMS + 7
+  assert both.member.tolist() == [0] * ITEMS + [1] * 7
+  first = sources.Latents(one)
+  scaled = sources.Latents(two, statistics=first.statistics)
+  for i, (source, own) in {3: (first, 3), ITEMS + 2: (scaled, 2)}.items():
+    sample, want = both.read(i, 0), source.read(own, 0)
+    assert sample["index"] == i
+    np.testing.assert_array_equal(sample["mean"], want["mean"])
+  sizes = both.sizes((1, 2, 2), 64)
+  np.testing.assert_array_equal(sizes[ITEMS:], scaled.sizes((1, 2, 2), 64))
+  assert sizes[both.is_video, 0].min() == 18
 
 
-def test_a_folder_without_a_manifest_is_not_whole(folder):
-  def broken_records():
-    yield from make_records(15)
-    raise OSError("power cut")
-
-  with pytest.raises(OSError, match="power cut"):
-    write_shards(folder, broken_records(), records_per_shard=10)
-  with pytest.raises(UserError, match=r"has no manifest.json"):
-    sources.Latents(folder)
-
-
-def test_another_layout_and_a_broken_manifest_are_said(folder):
-  path = folder / "manifest.json"
-  manifest = json.loads(path.read_text())
-  for layout in (sources.LAYOUT - 1, sources.LAYOUT + 1):
-    path.write_text(json.dumps({**manifest, "layout": layout}))
-    says = f"layout {layout} and this version reads {sources.LAYOUT}"
-    with pytest.raises(UserError, match=says):
-      sources.Latents(folder)
-  path.write_text("{")
-  with pytest.raises(UserError, match="not valid JSON"):
-    sources.Latents(folder)
-
-
-def test_nothing_and_nan_are_not_written(tmp_path):
-  with pytest.raises(UserError, match="0 records"):
-    write_shards(tmp_path, [], records_per_shard=10)
-  with pytest.raises(UserError, match="records_per_shard=0: set 1"):
-    write_shards(tmp_path, make_records(), records_per_shard=0)
-  bad = next(make_records())
-  bad["mean"][0, 0, 0, 0] = np.nan
-  with pytest.raises(ValueError, match="record 0 has latents that are not fin"):
-    write_shards(tmp_path, [bad], records_per_shard=10)
+def test_folders_of_other_networks_are_refused(tmp_path):
+  one = write_folder(tmp_path / "one", text="t5")
+  other_vae = write_folder(tmp_path / "vae", vae="b", text="t5")
+  other_text = write_folder(tmp_path / "text", text="umt5")
+  with pytest.raises(UserError, match=r"vae was prepared with another autoenc"):
+    sources.open_latents(f"{one},{other_vae}")
+  assert len(sources.open_latents(f"{one},{other_text}")) == 2 * ITEMS
+  with pytest.raises(UserError, match="prepared with another text encoder"):
+    sources.open_latents(f"{one},{other_text}", embedded=True)
 
 
 def test_pixels_are_latents_of_their_own():
@@ -199,7 +170,7 @@ def test_pixels_are_latents_of_their_own():
   sizes = source.sizes((1, 8, 8), 64)
   np.testing.assert_array_equal(sizes[:2, 0], [16, 17 * 16])
   for i in (0, 1):
-    sample = source[i]
+    sample = source.read(i, 0)
     video = np.rint((sample["mean"] + 1) * 127.5)
     np.testing.assert_array_equal(video, raw[i]["video"])
     assert (sample["logvar"] == schema.NO_LOGVAR).all()

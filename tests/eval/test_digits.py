@@ -48,6 +48,7 @@ def test_the_judge_is_trained_on_training_glyphs_alone(monkeypatch):
   assert not set(glyph_indices("train")) & set(glyph_indices("test"))
 
 
+@pytest.mark.slow
 def test_a_judge_is_a_function_of_its_seed():
   a, b, c = (digits.train_judge(seed, num_steps=3) for seed in (1, 1, 2))
   assert a.accuracy == b.accuracy

@@ -66,8 +66,7 @@ def test_prepare_writes_what_it_says(latents, vae):
   result = json.loads((latents / "result.json").read_text())
   assert (result["records"], result["shards"]) == (64, 2)
   manifest = json.loads((latents / "manifest.json").read_text())
-  assert manifest["vae"] == {"workdir": str(vae), "step": 4}
-  assert not list(latents.glob("shard-*.json"))
+  assert manifest["vae"]["step"] == 4
   before = {p: p.stat().st_mtime_ns for p in latents.glob("shard-*")}
   out, _ = runs.run_job(
     "prepare",
@@ -118,7 +117,7 @@ def test_a_prepare_that_was_stopped_goes_on_to_the_same_bytes(vae, tmp_path):
     f"--config={CONFIG}:stage=prepare,debug",
     f"--config.vae.workdir={vae}",
     "--config.data.digits.num_samples=3000",
-    "--config.records_per_shard=100",
+    "--config.items_per_shard=100",
   ]
   runs.run_job(*job, f"--workdir={tmp_path / 'whole'}")
   files = lambda f: {
@@ -141,7 +140,7 @@ def test_a_prepare_that_was_stopped_goes_on_to_the_same_bytes(vae, tmp_path):
     first = folder / "shard-00000.array_record"
     written = first.stat().st_mtime_ns
     out, _ = runs.run_job(*job, f"--workdir={folder}")
-    assert "goes on from record" in out
+    assert "goes on from item" in out
     assert first.stat().st_mtime_ns == written
     assert files(folder) == files(tmp_path / "whole")
 

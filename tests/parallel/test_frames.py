@@ -45,8 +45,12 @@ def loss_of(apply_fn):
 
 @pytest.mark.parametrize(
   ("axes", "latents"),
-  [(dict(fsdp=1, sequence=8), 8), (dict(fsdp=2, sequence=4), 8)],
-  ids=["of a frame each", "clips and frames"],
+  [
+    pytest.param(
+      dict(fsdp=1, sequence=8), 8, id="of a frame each", marks=pytest.mark.slow
+    ),
+    pytest.param(dict(fsdp=2, sequence=4), 8, id="clips and frames"),
+  ],
 )
 def test_split_frames_give_the_same_values_and_gradients(model, axes, latents):
   mesh = make_mesh(replica=1, **axes)

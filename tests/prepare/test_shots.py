@@ -27,7 +27,7 @@ def prepare(workdir, path):
   with found.unlocked():
     found.data.path = path
     found.data.shots.resolution = 48
-  return prepare_main.main(found, str(workdir))
+  return prepare_main.main(str(workdir), False, found)
 
 
 def test_a_film_is_cut_into_its_shots(film, workdir):

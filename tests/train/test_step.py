@@ -64,7 +64,9 @@ def test_parts_of_unequal_counts_give_the_update_of_the_whole(batch, start):
     runs.assert_near(results[micro_batches], results[1], 1e-5)
 
 
-@pytest.mark.parametrize("axes", [(1, 8), (2, 4)])
+@pytest.mark.parametrize(
+  "axes", [pytest.param((1, 8), marks=pytest.mark.slow), (2, 4)]
+)
 def test_eight_devices_do_what_one_does(batch, start, axes):
   model, params = start
   params = jax.device_get(params)  # donation must not reach the fixture

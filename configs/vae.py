@@ -120,26 +120,15 @@ def get_config(arg=None):
     )
   )
   config.start = config_dict.placeholder(str)  # a run whose average to begin at
-  config.total_steps = size["steps"]
-  config.optim = dict(
-    rule=size["rule"],
-    learning_rate=size["rate"],
+  # The discriminator's adaptive weight is of each micro-batch.
+  common.training(
+    config,
+    total_steps=size["steps"],
     warmup_steps=1 if debug else 100,
-    # cosine to zero at total_steps; constant may be extended by a larger total
-    schedule="cosine",
-    b1=0.9,
-    b2=0.99,
-    weight_decay=0.0,
-    clip_norm=1.0,
+    learning_rate=size["rate"],
+    rule=size["rule"],
+    every_steps=5 if debug else 500,
   )
-  config.ema_decay = 0.999
-  # Parts of a batch, one after the other; the discriminator's adaptive weight
-  # is of each part.
-  config.micro_batches = 1
-  config.mesh = dict(replica=1, fsdp=-1, sequence=1)  # -1: all that remain
-  config.keep = 2  # checkpoints
-  config.log_every_steps = 1
-  config.save_every_steps = 5 if debug else 500
   config.show_every_steps = 20 if debug else 500
   if arg.stage == 2:
     lengthen(config, debug)

@@ -1,5 +1,6 @@
 """Files that a job leaves behind: strict JSON, written whole or not at all."""
 
+import contextlib
 import json
 import math
 import os
@@ -36,11 +37,16 @@ def write_json(path, tree):
 def write_whole(path, data: bytes):
   """Writes a file so that its name never stands for a part of it."""
   temporary = f"{path}.{uuid.uuid4().hex}.tmp"  # tasks may write it at once
-  with open(temporary, "wb") as file:
-    file.write(data)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
+  try:
+    with open(temporary, "wb") as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except BaseException:
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(temporary)
+    raise
   sync(pathlib.Path(path).parent)
 
 

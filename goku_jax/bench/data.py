@@ -1,6 +1,5 @@
 """What the loader of a config costs beside its step."""
 
-import functools
 import itertools
 import time
 
@@ -11,7 +10,7 @@ from goku_jax.parallel import mesh as meshes
 from goku_jax.parallel import rules
 from goku_jax.train import flow_task
 from goku_jax.train.optimizer import make_optimizer
-from goku_jax.train.step import init_state, train_step
+from goku_jax.train.step import init_state, jit_step
 
 STEPS = 8  # of a round
 
@@ -49,16 +48,12 @@ def _time(config, mesh, task, rounds):
   init = lambda rng: init_state(task.init_params(rng, held[0]), tx)
   placed = rules.shardings(mesh, jax.eval_shape(init, rng))
   state = jax.jit(init, out_shardings=placed)(rng)
-  step = jax.jit(
-    functools.partial(
-      train_step,
-      loss_fn=task.loss_fn,
-      tx=tx,
-      ema_decay=config.ema_decay,
-      micro_batches=config.micro_batches,
-    ),
-    out_shardings=(placed, None),
-    donate_argnames="state",
+  step = jit_step(
+    task,
+    tx,
+    placed,
+    ema_decay=config.ema_decay,
+    micro_batches=config.micro_batches,
   )
   rng = jax.device_put(rng, placed.step)
   loading, stepping = [], []

@@ -154,6 +154,8 @@ class ShardWriter:
     if (self._folder / MANIFEST).exists():  # another task was faster
       return read_manifest(self._folder)
     settle(statistics)
+    for stale in self._folder.glob("shard-*.partial"):  # of tasks killed
+      stale.unlink(missing_ok=True)
     lines = [json.dumps(item) + "\n" for item in dropped]
     _write_whole(self._folder / DROPPED, "".join(lines).encode())
     index = self._folder / INDEX
@@ -234,6 +236,18 @@ def tell(dropped: list[dict], most: int = 20) -> str:
   if len(ranked) > most:
     rows.append(f"{sum(len(k) for _, k in ranked[most:]):>7}  other reasons")
   return "\n".join(rows)
+
+
+def check_dropped(
+  dropped, total: int, most: float, what="items cannot be used"
+):
+  """Stops with a table once more than the share `most` of all is left out."""
+  if len(dropped) > most * total:
+    print(f"left out, of {total}:\n{tell(dropped)}", flush=True)
+    raise UserError(
+      f"{len(dropped)} of {total} {what}, more than max_dropped={most}: mend"
+      " them (the table above says why), or set --config.max_dropped higher"
+    )
 
 
 def count_shapes(sizes) -> dict[str, int]:

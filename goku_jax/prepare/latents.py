@@ -76,10 +76,7 @@ def prepare(config, workdir, task: int = 0, num_tasks: int = 1) -> dict:
       _save_null_text(folder / shards.NULL_TEXT, text)
 
   if not writer.finish(settle):
-    done = sum(writer.done(n) is not None for n in range(len(writer)))
-    print(
-      f"{done} of {len(writer)} shards are whole: other tasks write the rest"
-    )
+    print(f"{len(own)} shards are whole: other tasks write the rest")
     return {"shards": len(own), "whole": False}
   return _summary(folder)
 
@@ -87,7 +84,7 @@ def prepare(config, workdir, task: int = 0, num_tasks: int = 1) -> dict:
 @contextlib.contextmanager
 def _open_raw(config, encode_by):
   """What is encoded: digits, or clips of files; refuses odd shapes."""
-  data, stride = config.data, encode_by.model.config.stride
+  data = config.data
   if "digits" in data:
     raw = digits.Digits(seed=config.seed, **data.digits)
     encode_by.check((raw.num_frames, raw.canvas, raw.canvas, 3))
@@ -98,11 +95,7 @@ def _open_raw(config, encode_by):
       "set --config.data.path to a folder of videos and pictures, a manifest,"
       " tars, or tfds:NAME"
     )
-  if data.clips.multiple % np.lcm(*stride[1:]):
-    raise UserError(
-      f"data.clips.multiple={data.clips.multiple} is not one of the"
-      f" autoencoder's stride {stride[1]}x{stride[2]}: set a multiple of that"
-    )
+  encode_by.check_multiple(data.clips.multiple)
   with decoder.Decoder(**data.decoder) as pool:
     yield clips.Clips(items.open_items(data.path), pool, **data.clips)
 
@@ -116,7 +109,7 @@ def _write(writer, own, raw, encode_by, text, config):
   if before:
     print(f"goes on from item {before} of {total}", flush=True)
   left_out = [item for x in found.values() if x for item in x["dropped"]]
-  _check_dropped(left_out, total, config.max_dropped)
+  shards.check_dropped(left_out, total, config.max_dropped)
   seen = collections.Counter(items=before)
   with (
     job.Progress(total, before, "prepare", unit="clips") as progress,
@@ -128,7 +121,7 @@ def _write(writer, own, raw, encode_by, text, config):
       records = _records(cuts, encode_by, text, dropped, seen, progress)
       writer.write(number, records, dropped)
       left_out += dropped
-      _check_dropped(left_out, total, config.max_dropped)
+      shards.check_dropped(left_out, total, config.max_dropped)
 
 
 def _read_ahead(pool, raw, numbers, depth):
@@ -205,17 +198,6 @@ def _embed(text, samples):
   captions = list(dict.fromkeys(c for s in samples for c in s["captions"]))
   found = text.encode(captions)
   return {c: x.astype(np.float16) for c, x in zip(captions, found, strict=True)}
-
-
-def _check_dropped(dropped, total, most):
-  """Stops with a table once too much of a task's items is left out."""
-  if len(dropped) > most * total:
-    print(f"left out, of {total} items:\n{shards.tell(dropped)}", flush=True)
-    raise UserError(
-      f"{len(dropped)} of {total} items cannot be used, more than"
-      f" max_dropped={most}: mend them (the table above says why), or set"
-      " --config.max_dropped higher"
-    )
 
 
 def _save_vae(path, params, about):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from goku_jax.models import vae, vae_stream
+from goku_jax.typing import UserError
 
 PIXELS = 1 << 22  # of the clips encoded at once
 MOST = 64  # of them
@@ -24,6 +25,15 @@ class Encoder(NamedTuple):
   def check(self, shape):
     """Raises `UserError` unless clips `[T, H, W, 3]` can be encoded."""
     self.model.latent_shape((1, *shape))
+
+  def check_multiple(self, multiple: int):
+    """Raises `UserError` unless all sides that are multiples can be encoded."""
+    _, height, width = self.model.config.stride
+    if multiple % height or multiple % width:
+      raise UserError(
+        f"data.clips.multiple={multiple} is not one of the autoencoder's stride"
+        f" {height}x{width}: set a multiple of that"
+      )
 
 
 def encode(

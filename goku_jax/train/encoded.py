@@ -38,10 +38,10 @@ class Encoded:
     )
     self.channels = len(self._mean)
     frames_n4 = raw.sizes()
-    self.shapes_of_clips = shards.count_shapes(frames_n4[:, :3].tolist())
-    if len(self.shapes_of_clips) > max_shapes:
+    count = len(np.unique(frames_n4[:, :3], axis=0))
+    if count > max_shapes:
       raise UserError(
-        f"the clips have {len(self.shapes_of_clips)} shapes, and each compiles"
+        f"the clips have {count} shapes, and each compiles"
         f" an encoder: set data.max_shapes from {max_shapes} to that, a larger"
         " data.clips.multiple, or prepare latents first"
       )
@@ -52,7 +52,7 @@ class Encoded:
     self.null_text = schema.NO_TEXT
     if text:
       self.null_text = text.encode([""])[0].astype(np.float16)
-    self._most = max_dropped * len(raw)
+    self._most = max_dropped
     self._dropped, self._lock = {}, threading.Lock()
     self.log = None  # file that receives what is left out
 
@@ -105,12 +105,12 @@ class Encoded:
         if self.log:
           with open(self.log, "a") as file:
             file.write(json.dumps(self._dropped[index]) + "\n")
-      if len(self._dropped) > self._most:
-        print(shards.tell(list(self._dropped.values())), flush=True)
-        raise UserError(
-          f"{len(self._dropped)} of {len(self)} samples cannot be read: mend"
-          " them (the table above says why), or set --config.max_dropped higher"
-        )
+      shards.check_dropped(
+        list(self._dropped.values()),
+        len(self),
+        self._most,
+        "samples cannot be read",
+      )
 
 
 def measure(raw, encode_by, count: int) -> dict:

@@ -117,6 +117,7 @@ def _open_files(config, text):
 def _encode_files(config, text, restored, pool):
   data, (model, about, params) = config.data, restored
   by = encoder.Encoder(model, jax.device_put(params), **config.encode)
+  by.check_multiple(data.clips.multiple)
   found = clips.Clips(items.open_items(data.path), pool, **data.clips)
   with job.Progress(len(found), 0, "probe") as progress:
     raw = clips.Windows(
@@ -168,19 +169,15 @@ def _encode_files(config, text, restored, pool):
 
 
 def _check_dropped(raw, count, most):
-  if raw.dropped:
-    print(
-      f"left out, of {count} items:\n{shards.tell(raw.dropped)}", flush=True
-    )
+  table = f"left out, of {count}:\n{shards.tell(raw.dropped)}"
   if not len(raw):
+    print(table)
     raise UserError(
       f"0 batches: none of the {count} items can be used, as the table says"
     )
-  if len(raw.dropped) > most * count:
-    raise UserError(
-      f"{len(raw.dropped)} of {count} items cannot be used: mend them (the"
-      " table above says why), or set --config.max_dropped higher"
-    )
+  shards.check_dropped(raw.dropped, count, most)
+  if raw.dropped:
+    print(table)
 
 
 def _settle(workdir, identity, named):

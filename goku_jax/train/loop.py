@@ -6,7 +6,6 @@ whoever computes it and however often it was stopped.
 """
 
 import contextlib
-import functools
 import json
 import math
 import pathlib
@@ -23,7 +22,7 @@ from goku_jax.parallel import mesh as meshes
 from goku_jax.parallel import rules
 from goku_jax.train import flow_task, vae_task
 from goku_jax.train.optimizer import make_optimizer
-from goku_jax.train.step import TrainState, init_state, train_step
+from goku_jax.train.step import TrainState, init_state, jit_step
 from goku_jax.typing import UserError
 
 TASKS = {"flow": flow_task.make_task, "vae": vae_task.make_task}
@@ -50,17 +49,12 @@ def _train(config, workdir, mesh, task):
   peak = costs.peak_flops()  # may time one device, so outside of the mesh
   with meshes.use(mesh):
     state, placed = _init_or_restore(config, workdir, mesh, task, tx, rng)
-    step_fn = jax.jit(
-      functools.partial(
-        train_step,
-        loss_fn=task.loss_fn,
-        critic=task.critic,
-        tx=tx,
-        ema_decay=config.ema_decay,
-        micro_batches=config.micro_batches,
-      ),
-      out_shardings=(placed, None),
-      donate_argnames="state",
+    step_fn = jit_step(
+      task,
+      tx,
+      placed,
+      ema_decay=config.ema_decay,
+      micro_batches=config.micro_batches,
     )
     rng = jax.device_put(rng, placed.step)  # a copy on every device
     first = int(state.step)

@@ -1,5 +1,6 @@
 """One optimisation step, as a pure function of state, batch and key."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -85,6 +86,30 @@ def _update(critic, grads, tx):
   updates, opt_state = tx.update(grads, critic["opt_state"], critic["params"])
   params = optax.apply_updates(critic["params"], updates)
   return {"params": params, "opt_state": opt_state}
+
+
+def jit_step(task, tx, placed, *, ema_decay: float, micro_batches: int):
+  """`train_step` of a task, compiled: (state, batch, rng) -> state, metrics.
+
+  Args:
+    task: a `task.Task`.
+    tx: its optimizer.
+    placed: shardings of the state, which is donated.
+    ema_decay: see `train_step`.
+    micro_batches: see `train_step`.
+  """
+  return jax.jit(
+    functools.partial(
+      train_step,
+      loss_fn=task.loss_fn,
+      critic=task.critic,
+      tx=tx,
+      ema_decay=ema_decay,
+      micro_batches=micro_batches,
+    ),
+    out_shardings=(placed, None),
+    donate_argnames="state",
+  )
 
 
 def train_step(

@@ -50,6 +50,12 @@ def folder(tmp_path):
   return tmp_path / "latents"
 
 
+def flip_byte(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 3] ^= 1
+  path.write_bytes(data)
+
+
 def bytes_of(folder):
   return {p.name: p.read_bytes() for p in folder.iterdir()}
 
@@ -156,10 +162,7 @@ def test_latents_in_another_memory_order_are_written_right(tmp_path):
 
 @pytest.mark.parametrize("name", ["shard-00001.array_record", "index.npz"])
 def test_a_flipped_byte_is_named(folder, name):
-  path = folder / name
-  data = bytearray(path.read_bytes())
-  data[len(data) // 3] ^= 1
-  path.write_bytes(data)
+  flip_byte(folder / name)
   with pytest.raises(UserError, match=rf"{name} differs from its digest"):
     shards.check_digests(folder, shards.read_manifest(folder))
 

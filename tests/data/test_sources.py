@@ -5,7 +5,7 @@ import pytest
 
 from goku_jax.data import digits, schema, shards, sources, tokenize
 from goku_jax.typing import UserError
-from tests.data.test_shards import ITEMS, make_record
+from tests.data.test_shards import ITEMS, flip_byte, make_record
 
 WIDTH = 6  # of text embeddings
 
@@ -128,10 +128,7 @@ def test_embeddings_take_the_place_of_pieces(tmp_path):
 
 @pytest.mark.parametrize("name", ["shard-00001.array_record", "index.npz"])
 def test_a_flipped_byte_is_named(folder, name):
-  path = folder / name
-  data = bytearray(path.read_bytes())
-  data[len(data) // 3] ^= 1
-  path.write_bytes(data)
+  flip_byte(folder / name)
   with pytest.raises(UserError, match=rf"{name} differs from its digest"):
     sources.Latents(folder)
 

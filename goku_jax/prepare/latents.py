@@ -7,7 +7,6 @@ import pathlib
 import shutil
 import uuid
 
-import jax
 import numpy as np
 
 from goku_jax import job, weights
@@ -51,7 +50,7 @@ def prepare(config, workdir, task: int = 0, num_tasks: int = 1) -> dict:
   model, about, params, step = restore_vae(**config.vae)
   # What came with the weights stays, so that their latents are everybody's.
   given = {k: about[k] for k in STATISTICS if k in about}
-  encode_by = encoder.Encoder(model, jax.device_put(params), **config.encode)
+  encode_by = encoder.Encoder(model, params, **config.encode)
   text = load_text(config.text) if config.text.path else None
   with _open_raw(config, encode_by) as raw:
     writer = shards.ShardWriter(

@@ -3,24 +3,39 @@
 Letters: T H W frames, height, width.
 """
 
-from typing import Any, NamedTuple
+import concurrent.futures
+import contextlib
+import queue
 
+import jax
 import numpy as np
 
-from goku_jax.models import vae, vae_stream
+from goku_jax.models import vae_stream
 from goku_jax.typing import UserError
 
 PIXELS = 1 << 22  # of the clips encoded at once
 MOST = 64  # of them
 
 
-class Encoder(NamedTuple):
-  """An autoencoder, and how much of a clip it sees at once."""
+class Encoder:
+  """An autoencoder on every device of this process.
 
-  model: vae.VAE
-  params: Any  # on the device
-  chunk: int = 0  # frames, a multiple of the stride; 0: all
-  tile: int = 0  # pixels of the sides of tiles; 0: whole frames
+  Args:
+    model: a `vae.VAE`.
+    params: its parameters.
+    chunk: frames it sees at once, a multiple of the stride; 0: all.
+    tile: pixels of the sides of tiles; 0: whole frames.
+  """
+
+  def __init__(self, model, params, *, chunk: int = 0, tile: int = 0):
+    self.model, self.chunk, self.tile = model, chunk or None, tile or None
+    copies = [jax.device_put(params, device) for device in jax.local_devices()]
+    self.params = copies[0]
+    # Last in, first out: work that comes one by one compiles on one device.
+    self._free = queue.LifoQueue()
+    for copy in reversed(copies):
+      self._free.put(copy)
+    self.num_devices = len(copies)
 
   def check(self, shape):
     """Raises `UserError` unless clips `[T, H, W, 3]` can be encoded."""
@@ -35,6 +50,15 @@ class Encoder(NamedTuple):
         f" {height}x{width}: set a multiple of that"
       )
 
+  @contextlib.contextmanager
+  def borrow(self):
+    """The parameters on a device that nobody else encodes on meanwhile."""
+    params = self._free.get()
+    try:
+      yield params
+    finally:
+      self._free.put(params)
+
 
 def encode(
   encoder: Encoder, videos: list[np.ndarray], at_once: int = 0
@@ -42,22 +66,35 @@ def encode(
   """Posterior mean and log-variance `[t, h, w, c]` of clips `[T, H, W, 3]`.
 
   Clips (uint8) of one shape go together, `at_once` or as many as the shape
-  says, the last ones beside copies: so each shape compiles once.
+  says, the last ones beside copies: so each shape compiles once a device. All
+  devices encode beside each other.
   """
   moments = [None] * len(videos)
-  for shape in dict.fromkeys(video.shape for video in videos):
-    places = [i for i, video in enumerate(videos) if video.shape == shape]
+
+  def run(here, size):
+    padded = here + here[-1:] * (size - len(here))
+    clips = np.stack([videos[i] for i in padded])
+    with encoder.borrow() as params:
+      means, logvars = vae_stream.encode(
+        encoder.model, params, clips, chunk=encoder.chunk, tile=encoder.tile
+      )
+    for i, mean, logvar in zip(here, means, logvars, strict=False):
+      moments[i] = mean, logvar
+
+  parts = list(_parts([video.shape for video in videos], at_once))
+  if len(parts) == 1:
+    run(*parts[0])
+    return moments
+  with concurrent.futures.ThreadPoolExecutor(encoder.num_devices) as pool:
+    for done in [pool.submit(run, *part) for part in parts]:
+      done.result()
+  return moments
+
+
+def _parts(shapes, at_once):
+  """Places of clips that go together, and how many these are with copies."""
+  for shape in dict.fromkeys(shapes):
+    places = [i for i, other in enumerate(shapes) if other == shape]
     size = at_once or min(MOST, max(1, PIXELS // int(np.prod(shape[:3]))))
     for start in range(0, len(places), size):
-      here = places[start : start + size]
-      padded = here + here[-1:] * (size - len(here))
-      means, logvars = vae_stream.encode(
-        encoder.model,
-        encoder.params,
-        np.stack([videos[i] for i in padded]),
-        chunk=encoder.chunk or None,
-        tile=encoder.tile or None,
-      )
-      for i, mean, logvar in zip(here, means, logvars, strict=False):
-        moments[i] = mean, logvar
-  return moments
+      yield places[start : start + size], size

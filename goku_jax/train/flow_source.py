@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from goku_jax import files, job, weights
@@ -116,7 +115,7 @@ def _open_files(config, text):
 
 def _encode_files(config, text, restored, pool):
   data, (model, about, params) = config.data, restored
-  by = encoder.Encoder(model, jax.device_put(params), **config.encode)
+  by = encoder.Encoder(model, params, **config.encode)
   by.check_multiple(data.clips.multiple)
   found = clips.Clips(items.open_items(data.path), pool, **data.clips)
   with job.Progress(len(found), 0, "probe") as progress:

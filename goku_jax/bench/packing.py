@@ -11,7 +11,9 @@ on average, a tenth of its tokens. 64 ranks take four packs each a step. A
 pack's cost is the FLOPs that Goku 8B executes with attention in blocks of 512.
 """
 
+import collections
 import functools
+import math
 import time
 
 import numpy as np
@@ -54,16 +56,15 @@ def make_mix(n: int = NUM_SAMPLES, seed: int = 0) -> np.ndarray:
 
 
 def compare(rounds: int) -> dict:
-  """Fill, imbalance and speed of our packs; the first two of other ways.
+  """Fill, imbalance and speed of planning, of our packs and of other ways.
 
   Fill is tokens over the capacity of the batches that hold them. Imbalance is
   the cost of the dearest rank over the mean of the ranks, the mean over steps.
+  Speed is samples over the least seconds of the call that forms the batches.
   """
   mix = make_mix()
   sizes = np.stack([mix[:, :3].prod(1), mix[:, 3]], axis=1)
-  planned = [plan(sizes, mix[:, 0] > 1) for _ in range(rounds)]
-  seconds, steps = min(planned, key=lambda found: found[0])
-  packs = [[i for i, _ in pack] for step in steps for pack in step]
+  packs, speed = timed(rounds, plan, sizes, mix[:, 0] > 1)
   ours = {
     "fill": fill(sizes, packs),
     **balance(sizes, packs, PACKS_A_RANK),
@@ -76,7 +77,7 @@ def compare(rounds: int) -> dict:
   return {
     "fill": ours["fill"],
     "imbalance": ours["imbalance"],
-    "planned_samples_per_second": sum(map(len, packs)) / seconds,
+    **speed,
     **array_speed(rounds, mix, packs[:4]),
     "four_packs_a_rank_dearest_first": ours,
     "one_random_pack_a_rank": balance(sizes, shuffled, 1)
@@ -84,14 +85,24 @@ def compare(rounds: int) -> dict:
     "one_pack_a_rank_of_alike_cost": balance(sizes, by_cost, 1)
     | variety(mix, by_cost, RANKS),
     "first_fit_decreasing": {"fill": fill(window, first_fit(window, CAPACITY))},
-    "padded_to_the_longest": padding(sizes),
-    "buckets_of_one_shape": buckets(mix, sizes, rng),
+    "padded_to_the_longest": padding(rounds, sizes),
+    "buckets_of_one_shape": buckets(rounds, mix, sizes),
   }
 
 
-def plan(sizes, is_clip, num_steps: int = 8):
-  """Seconds of planning, and the steps that were planned."""
-  start = time.perf_counter()
+def timed(rounds: int, form, *arguments) -> tuple[list[list[int]], dict]:
+  """The batches that a way forms, and how fast it does."""
+  seconds, batches = [], []
+  for _ in range(rounds):
+    start = time.perf_counter()
+    batches = form(*arguments)
+    seconds.append(time.perf_counter() - start)
+  speed = sum(map(len, batches)) / min(seconds)
+  return batches, {"planned_samples_per_second": speed}
+
+
+def plan(sizes, is_clip, num_steps: int = 8) -> list[list[int]]:
+  """The packs of some steps, in order."""
   planner = planning.Planner(
     sizes,
     capacity=CAPACITY,
@@ -104,8 +115,8 @@ def plan(sizes, is_clip, num_steps: int = 8):
     ranks=RANKS,
     cost_fn=cost_fn,
   )
-  steps = [planner.step(step) for step in range(num_steps)]
-  return time.perf_counter() - start, steps
+  steps = map(planner.step, range(num_steps))
+  return [[i for i, _ in pack] for step in steps for pack in step]
 
 
 def cost(sizes, pack) -> float:
@@ -172,28 +183,44 @@ def first_fit(sizes, capacity) -> list[list[int]]:
   return packs
 
 
-def padding(sizes) -> dict:
+def padding(rounds: int, sizes) -> dict:
   """Each sample a row as long as the longest: all rows then cost the same."""
-  return {"fill": sizes[:, 0].mean() / sizes[:, 0].max(), "imbalance": 1.0}
+  _, speed = timed(rounds, pad, sizes)
+  share = sizes[:, 0].mean() / sizes[:, 0].max()
+  return {"fill": share, "imbalance": 1.0, **speed}
 
 
-def buckets(mix, sizes, rng) -> dict:
-  """Batches of one shape, as many samples as a pack has room for.
+def pad(sizes) -> list[list[int]]:
+  """Batches in random order, as many such rows as a pack has room for."""
+  order = np.random.default_rng(0).permutation(len(sizes))
+  each = CAPACITY.tokens // int(sizes[:, 0].max())
+  return order[: len(order) // each * each].reshape(-1, each).tolist()
 
-  In random order, one a rank; what does not fill a batch is left out.
-  """
-  batches = []
-  for shape in np.unique(mix[:, :3], axis=0):
-    members = np.flatnonzero((mix[:, :3] == shape).all(1))
-    each = CAPACITY.tokens // int(shape.prod())
-    count = len(members) // each
-    batches += members[: count * each].reshape(count, each).tolist()
-  batches = [batches[i] for i in rng.permutation(len(batches))]
+
+def buckets(rounds: int, mix, sizes) -> dict:
+  """Batches of one shape, one a rank."""
+  batches, speed = timed(rounds, bucket, mix)
   return {
     "fill": fill(sizes, batches),
     **balance(sizes, batches, 1),
     **variety(mix, batches, RANKS),
+    **speed,
   }
+
+
+def bucket(mix) -> list[list[int]]:
+  """Batches of one shape, as many samples as a pack has room for.
+
+  In random order; what does not fill a batch is left out.
+  """
+  rng = np.random.default_rng(0)
+  batches, filling = [], collections.defaultdict(list)
+  for i in rng.permutation(len(mix)).tolist():
+    shape = tuple(mix[i, :3].tolist())
+    filling[shape].append(i)
+    if len(filling[shape]) == CAPACITY.tokens // math.prod(shape):
+      batches.append(filling.pop(shape))
+  return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def array_speed(rounds: int, mix, packs) -> dict:

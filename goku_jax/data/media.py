@@ -25,11 +25,12 @@ from typing import NamedTuple
 import av
 import numpy as np
 from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
+
+from goku_jax.data.views import View
 
 _OPTIONS = {
   "format_whitelist": "mov,matroska,avi,gif,mpeg,mpegts",
@@ -40,7 +41,6 @@ _SIGNATURES = (b"\x1aE\xdf\xa3", b"RIFF", b"GIF8", b"\0\0\1\xba")
 _NPY = b"\x93NUMPY"
 _NPY_FPS = 8.0
 _EXIF_ORIENTATION = 0x0112
-_UPRIGHT = (1, 0, 0, 0, 1)
 
 
 class Unreadable(ValueError):  # noqa: N818
@@ -129,7 +129,7 @@ def read(
       frames = container.decode(stream)
       first = _checked(next(frames, None), limits)
       shown = _shown(times[0], container, stream, first, frames, limits)
-      put = _View(first, stream).put
+      put = View(first, stream).put
     before = None
     for i, frame in enumerate(_nearest(shown, times)):
       if frame is before:
@@ -258,7 +258,7 @@ def _probe_video(container, stream, limits):
       starts.add(packet.pts)
       _check_count(len(starts), limits)
       last = packet if packet.pts == max(starts) else last
-  view = _View(_checked(first, limits), stream)
+  view = View(_checked(first, limits), stream)
   _check_size(*view.shape[::-1], limits)
   lasts = _lasts(last, stream)
   promised = ((container.start_time or 0) + (container.duration or 0)) / 1e6
@@ -335,35 +335,3 @@ def _nearest(shown, times):
     if time > at + lasts + 1e-6:
       raise Unreadable(f"cut short: no frame at {time:.1f} seconds")
     yield frame
-
-
-class _View:
-  """How the frames of a stream are shown; `shape` is height and width."""
-
-  def __init__(self, frame, stream):
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    # A point (p, q) is shown at (ap + cq, bp + dq): ISO/IEC 14496-12, 6.2.2.
-    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5] if matrix else _UPRIGHT
-    self.is_turned = abs(int(b)) > abs(int(a))
-    x, y = (c, b) if self.is_turned else (a, d)
-    self.steps = -1 if y < 0 else 1, -1 if x < 0 else 1
-    self.aspect = float(stream.sample_aspect_ratio or 1)
-    shape = frame.height, round(frame.width * self.aspect)
-    self.shape = shape[::-1] if self.is_turned else shape
-    self.reformat = VideoReformatter().reformat
-
-  def put(self, frame, out):
-    """Scales, cuts and turns a frame to `out`, with no copy between."""
-    H, W = out.shape[1::-1] if self.is_turned else out.shape[:2]
-    height, width = frame.height, frame.width * self.aspect
-    scale = max(H / height, W / width)
-    h, w = max(H, round(height * scale)), max(W, round(width * scale))
-    rgb = self.reformat(
-      frame, w, h, "rgb24", interpolation="BICUBIC", threads=1
-    )
-    plane = rgb.planes[0]
-    rows = np.frombuffer(plane, np.uint8).reshape(h, plane.line_size)
-    top, left = (h - H) // 2, (w - W) // 2
-    cut = rows[top : top + H, left * 3 : (left + W) * 3].reshape(H, W, 3)
-    cut = cut.swapaxes(0, 1) if self.is_turned else cut
-    out[:] = cut[:: self.steps[0], :: self.steps[1]]

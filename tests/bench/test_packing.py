@@ -1,5 +1,6 @@
 """The bench of packing measures what it says, and meets its aims."""
 
+import itertools
 import json
 
 import numpy as np
@@ -36,6 +37,21 @@ def test_packs_are_fuller_and_ranks_more_even_than_other_ways():
     assert found[name]["fill"] < found["fill"]
   for name in ("buckets_of_one_shape", "one_random_pack_a_rank"):
     assert found[name]["imbalance"] > 1.5
+  for way in (found, *(found[name] for name in others)):
+    assert way["planned_samples_per_second"] > 0
+
+
+def test_padding_and_buckets_take_each_sample_once_at_most():
+  mix = packing.make_mix(2000)
+  sizes = np.stack([mix[:, :3].prod(1), mix[:, 3]], axis=1)
+  padded, bucketed = packing.pad(sizes), packing.bucket(mix)
+  assert sorted(itertools.chain(*padded)) == list(range(2000))
+  assert all(len(batch) == 1 for batch in padded)
+  members = list(itertools.chain(*bucketed))
+  assert len(set(members)) == len(members) > 500
+  for batch in bucketed:
+    (shape,) = np.unique(mix[batch, :3], axis=0)
+    assert len(batch) == packing.CAPACITY.tokens // shape.prod()
 
 
 def test_first_fit_takes_the_first_pack_with_room():

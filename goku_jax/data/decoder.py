@@ -41,7 +41,7 @@ class Decoder:
 
   Args:
     workers: children; each decodes on one core.
-    seconds: a file may take.
+    seconds: of the clock that a file may take, on a loaded machine too.
     memory_gib: a child may take, of address space.
     limits: of what a file holds.
   """

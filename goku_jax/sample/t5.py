@@ -25,6 +25,7 @@ import numpy as np
 import safetensors
 
 from goku_jax import manifest, trees
+from goku_jax.data import tokenize
 from goku_jax.models import layers
 from goku_jax.models import t5 as models
 from goku_jax.parallel import batch, rules
@@ -80,7 +81,8 @@ class T5:
 
   Attributes:
     width: numbers in an embedding.
-    max_text: longest caption in tokens, EOS among them.
+    max_text: longest caption in tokens, EOS among them; of a longer one stay
+      beginning and end (`data.tokenize.cut`).
   """
 
   def __init__(self, model, params, tokenizer, weights, max_text, mesh):
@@ -146,8 +148,8 @@ class T5:
       return np.asarray(self._apply(self._params, **text))
 
   def _ids(self, caption):
-    ids = self._tokenizer.ids_of(caption)
-    return [*ids[: self.max_text - 1], self._tokenizer.eos]
+    ids = [*self._tokenizer.ids_of(caption), self._tokenizer.eos]
+    return tokenize.cut(ids, self.max_text)
 
 
 def load(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from goku_jax.data import tokenize
+from goku_jax.data import clips, tokenize
 from goku_jax.typing import UserError
 
 TEXTS = [
@@ -69,6 +69,19 @@ def test_a_long_text_is_cut_and_still_ends():
   assert len(tokenize.encode("five " * 2000, 64)) == 64
   assert decode(tokenize.encode("五五", 2)) == "五\ufffd"
   np.testing.assert_array_equal(tokenize.encode("五", 1), [tokenize.EOS])
+
+
+@pytest.mark.parametrize("length", [16, 64, 128])
+def test_a_long_caption_keeps_the_sentence_of_its_motion_score(length):
+  caption = clips.add_motion_score("five " * 2000, 4.2)
+  ids = tokenize.encode(caption, length)
+  assert len(ids) == length
+  assert decode(ids).startswith("five five")
+  assert decode(ids).endswith(" Motion score: 4.2.")
+  # A second cut, of what was prepared, leaves what one alone would.
+  np.testing.assert_array_equal(
+    tokenize.cut(ids, 15), tokenize.encode(caption, 15)
+  )
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import safetensors.numpy
 import sentencepiece
 import tokenizers
 
+from goku_jax.data import clips
 from goku_jax.parallel import mesh as meshes
 from goku_jax.sample import t5
 from goku_jax.typing import UserError
@@ -171,6 +172,19 @@ def test_a_caption_alone_is_what_it_is_in_company(loaded):
   assert gap(together, alone * 3) < 1e-6
 
 
+def test_a_long_caption_keeps_its_motion_score(whole):
+  """Here nearly every letter is a token: the most that any tokenizer needs."""
+  short = t5.load(whole, max_text=50)
+  captions = [clips.add_motion_score(CAPTIONS[3] * 9, x) for x in (4.2, 999.9)]
+  one, two = short.encode(captions)
+  assert len(one) == len(two) == 50
+  assert gap([one], [two]) > 0.1
+  for caption in captions:
+    sentence = short._ids("Motion" + caption.partition("Motion")[2])
+    assert len(sentence) > 12
+    assert list(short._ids(caption)[-len(sentence) :]) == sentence
+
+
 def test_a_longer_padding_changes_nothing(whole, loaded, monkeypatch):
   monkeypatch.setattr(t5, "LENGTHS", ())
   padded = t5.load(whole, max_text=70)
@@ -219,8 +233,8 @@ def test_a_long_caption_is_cut_before_its_end_of_text(kind, folder):
   assert short.count(text) == 8
   assert long.count(text) == len(ids) + 1
   assert [short.count("") for short in (short, long)] == [1, 1]
-  assert short._ids(text) == [*ids[:7], 1]
-  assert long._ids(text) == [*ids, 1]
+  assert list(short._ids(text)) == [*ids[:4], *ids[-3:], 1]
+  assert list(long._ids(text)) == [*ids, 1]
   assert short.encode([text])[0].shape == (8, CONFIG["d_model"])
 
 

@@ -111,6 +111,7 @@ def flow(config, debug):
       lookahead=256 if debug else 1024,
     ),
   )
+  config.attention = common.attention()
   config.loss = dict(
     time_sampler="logit_normal",  # or uniform
     time_shift=3.0,  # above 1: times nearer to noise

@@ -123,11 +123,11 @@ def assert_near(one, two, rtol):
   )
 
 
-def flow_model(batch):
+def flow_model():
   """The debug model with text, and parameters at which all of it matters."""
   model = make_model(read_config(), Codec())
   init = jax.jit(functools.partial(init_params, model))
-  return model, stirred(init(jax.random.key(0), batch))
+  return model, stirred(init(jax.random.key(0)))
 
 
 def read_arrays(workdir, step=None):
@@ -151,11 +151,11 @@ def read_arrays(workdir, step=None):
 def one_step(stage, **overrides):
   """State before and after one step of the debug config, and its metrics."""
   found = read_config(stage, **overrides)
-  mesh = jax.make_mesh((1, 1, 1), meshes.AXES, devices=jax.devices()[:1])
+  mesh = meshes.make_mesh(devices=jax.devices()[:1])
   task = loop.TASKS[stage](found, mesh)
   batch = next(task.batches(0))
   rng = jax.random.key(found.seed)
-  params = stirred(jax.jit(task.init_params)(rng, batch), 0.02)
+  params = stirred(jax.jit(task.init_params)(rng), 0.02)
   optim = found.optim.to_dict() | dict(warmup_steps=0)  # it starts at zero
   tx = make_optimizer(total_steps=found.total_steps, **optim)
   state = init_state(params, tx)

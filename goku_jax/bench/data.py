@@ -46,7 +46,7 @@ def _time(config, mesh, task, rounds):
   tx = make_optimizer(total_steps=config.total_steps, **config.optim)
   read = itertools.islice(task.batches(0), 2)
   held = [batches.place(mesh, batch) for batch in read]
-  init = lambda rng: init_state(task.init_params(rng, held[0]), tx)
+  init = lambda rng: init_state(task.init_params(rng), tx)
   placed = rules.shardings(mesh, jax.eval_shape(init, rng))
   state = jax.jit(init, out_shardings=placed)(rng)
   step = jit_step(

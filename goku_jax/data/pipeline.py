@@ -1,9 +1,11 @@
 """Batches of every step, read ahead by Grain, each host its own share.
 
 Which samples a step holds is a function of the seed and the step; a host reads
-a contiguous share of it. So the only position of the data is the step, and
-`next` on what these functions return gives host-local batches (`schema.py`)
+the rows that its devices need. So the only position of the data is the step,
+and `next` on what these functions return gives host-local batches (`schema.py`)
 of steps first_step, first_step + 1, ...
+
+`rows_of(count)` names the rows of this host among `count`: by default all.
 """
 
 import functools
@@ -11,7 +13,7 @@ import functools
 import grain
 import numpy as np
 
-from goku_jax.data import hashing, packing, planning
+from goku_jax.data import hashing, packing, planning, tokenize
 from goku_jax.typing import UserError
 
 KINDS = ("video", "image")
@@ -25,8 +27,7 @@ def flow_batches(
   patch_size,
   first_step: int,
   num_steps: int,
-  host_index: int = 0,
-  host_count: int = 1,
+  rows_of=np.arange,
   threads: int = 2,
 ):
   """Iterator of packed batches of a source of latents (`sources.py`)."""
@@ -35,7 +36,7 @@ def flow_batches(
       f"the plan is of {len(planner.sizes)} samples, the source has "
       f"{len(source)}"
     )
-  own = _share("num_packs", planner.num_packs, host_index, host_count)
+  own = rows_of(planner.num_packs).tolist()
 
   def read_pack(members):
     samples = []
@@ -44,7 +45,7 @@ def flow_batches(
       if sample is None:  # it cannot be read, and is left out
         continue
       length = int(planner.sizes[index, 1])
-      text = {k: _cut(sample[k], length) for k in TEXT}
+      text = {k: tokenize.cut(sample[k], length) for k in TEXT}
       samples.append({**sample, **text, "visit": visit})
     return packing.pack(
       samples,
@@ -55,7 +56,8 @@ def flow_batches(
     )
 
   def read_step(step):
-    packs = [read_pack(members) for members in planner.step(step)[own]]
+    planned = planner.step(step)
+    packs = [read_pack(planned[row]) for row in own]
     return {name: np.concatenate([p[name] for p in packs]) for name in packs[0]}
 
   return _read_ahead(read_step, first_step, num_steps, threads)
@@ -69,8 +71,7 @@ def vae_batches(
   seed: int,
   first_step: int,
   num_steps: int,
-  host_index: int = 0,
-  host_count: int = 1,
+  rows_of=np.arange,
   threads: int = 2,
 ):
   """Iterator of batches of clips and images of a raw source.
@@ -90,10 +91,7 @@ def vae_batches(
       )
   if not any(counts.values()):
     raise UserError("0 batches: num_clips and num_images are both 0")
-  own = {
-    "video": _share("num_clips", num_clips, host_index, host_count),
-    "image": _share("num_images", num_images, host_index, host_count),
-  }
+  own = {kind: rows_of(count) for kind, count in counts.items()}
 
   @functools.lru_cache(maxsize=4)
   def order(kind, epoch):
@@ -103,8 +101,8 @@ def vae_batches(
   def read_step(step):
     batch = {}
     for kind, count in counts.items():
-      places = range(step * count, (step + 1) * count)[own[kind]]
-      visits, rows = divmod(np.array(places, int), max(1, len(members[kind])))
+      places = step * count + own[kind]
+      visits, rows = divmod(places, max(1, len(members[kind])))
       index = [
         order(kind, int(visit))[row]
         for visit, row in zip(visits, rows, strict=True)
@@ -120,23 +118,6 @@ def vae_batches(
     return batch
 
   return _read_ahead(read_step, first_step, num_steps, threads)
-
-
-def _share(name, count, host_index, host_count) -> slice:
-  """The part of `count` rows that belongs to a host."""
-  if count % host_count:
-    raise UserError(
-      f"{name}={count} does not divide among {host_count} hosts: set a multiple"
-    )
-  each = count // host_count
-  return slice(host_index * each, (host_index + 1) * each)
-
-
-def _cut(text, length):
-  """A caption no longer than planned, that keeps its end."""
-  if len(text) <= length:
-    return text
-  return np.concatenate([text[: length - 1], text[-1:]])
 
 
 def _read_ahead(read_step, first_step, num_steps, threads):

@@ -16,7 +16,7 @@ import numpy as np
 
 from goku_jax import job
 from goku_jax.data import digits as data
-from goku_jax.data import schema, video_io
+from goku_jax.data import video_io
 from goku_jax.eval import digits
 from goku_jax.flow import noise
 from goku_jax.models import vae_stream
@@ -139,9 +139,8 @@ def real_clips(num_frames, canvas):
 
 def untrained(run: restore.Restored, seed: int) -> restore.Restored:
   """The same model with initial parameters."""
-  batch = schema.empty_packs(B=1, L=8, P=run.model.config.patch_width, S=8, G=1)
   init = jax.jit(functools.partial(restore.init_params, run.model))
-  return run._replace(params=init(jax.random.key(seed), batch))
+  return run._replace(params=init(jax.random.key(seed)))
 
 
 def reconstruct(codec: codecs.Codec, videos: list) -> list:

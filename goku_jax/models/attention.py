@@ -12,14 +12,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from goku_jax.models import layers, rope
 
 FEW_LOGITS = 1 << 22  # 16 MiB in float32
+NOTHING = -1e30  # log-sum-exp of no logits
 
 
-def segment_attention(
+def attend(
   q_BLNK: Float[Array, "B L N K"],
   k_BSNK: Float[Array, "B S N K"],
   v_BSNK: Float[Array, "B S N K"],
@@ -27,8 +29,11 @@ def segment_attention(
   k_ids_BS: Int[Array, "B S"],
   *,
   chunk: int = 1024,
-) -> Float[Array, "B L N K"]:
-  """Softmax attention within segments.
+) -> tuple[Float[Array, "B L N K"], Float[Array, "B L N"]]:
+  """Softmax attention within segments, and the log-sum-exp of its logits.
+
+  The latter, in float32 and NOTHING where a query has no key, joins parts of
+  the keys to the whole (ring attention).
 
   Long packs are walked by packs, heads and chunks of queries, which keeps the
   logits in the cache: on a CPU that is four times faster than the stock call,
@@ -44,34 +49,49 @@ def segment_attention(
   q = q.reshape(B, -1, chunk, N, K).transpose(0, 3, 1, 2, 4)
   ids = ids.reshape(B, -1, chunk)
 
-  def attend(q_cK, ids_c, k_SK, v_SK, ids_S):
+  def of_chunk(q_cK, ids_c, k_SK, v_SK, ids_S):
     meet_cS = (ids_c[:, None] == ids_S) & (ids_c[:, None] != 0)
     logits_cS = jnp.dot(q_cK, k_SK.T, preferred_element_type=jnp.float32)
     top_c = jnp.max(logits_cS, -1, keepdims=True, initial=-1e30, where=meet_cS)
-    shifted_cS = jnp.where(meet_cS, logits_cS - jax.lax.stop_gradient(top_c), 0)
+    top_c = jax.lax.stop_gradient(top_c)
+    shifted_cS = jnp.where(meet_cS, logits_cS - top_c, 0)
     weight_cS = jnp.where(meet_cS, jnp.exp(shifted_cS), 0)
     total_c = jnp.sum(weight_cS, -1, keepdims=True)
     out_cK = jnp.dot(
       weight_cS.astype(v_SK.dtype), v_SK, preferred_element_type=jnp.float32
     )
-    return out_cK / jnp.where(total_c > 0, total_c, 1)
+    safe_c = jnp.where(total_c > 0, total_c, 1)
+    lse_c = jnp.where(total_c > 0, top_c + jnp.log(safe_c), NOTHING)
+    return out_cK / safe_c, lse_c[:, 0]
 
-  attend = attend if few else jax.checkpoint(attend)
+  of_chunk = of_chunk if few else jax.checkpoint(of_chunk)
 
   def of_pack(pack):
     q_Nnc, ids_nc, k_SNK, v_SNK, ids_S = pack
 
     def of_head(head):
       q_ncK, k_SK, v_SK = head
-      of_chunk = lambda chunk: attend(*chunk, k_SK, v_SK, ids_S)
-      return walk(of_chunk, (q_ncK, ids_nc))
+      return walk(
+        lambda chunk: of_chunk(*chunk, k_SK, v_SK, ids_S), (q_ncK, ids_nc)
+      )
 
     heads = (q_Nnc, k_SNK.swapaxes(0, 1), v_SNK.swapaxes(0, 1))
     return walk(of_head, heads)
 
-  out = walk(of_pack, (q, ids, k_BSNK, v_BSNK, k_ids_BS))
+  out, lse = walk(of_pack, (q, ids, k_BSNK, v_BSNK, k_ids_BS))
   out = out.transpose(0, 2, 3, 1, 4).reshape(B, L + pad, N, K)
-  return out[:, :L].astype(v_BSNK.dtype)
+  lse = lse.transpose(0, 2, 3, 1).reshape(B, L + pad, N)
+  return keep(out[:, :L].astype(v_BSNK.dtype), lse[:, :L])
+
+
+def keep(out_BLNK, lse_BLN):
+  """What a kernel found, under the name by which remat may keep it."""
+  return checkpoint_name((out_BLNK, lse_BLN), "attention")
+
+
+def segment_attention(*args, **options) -> Float[Array, "B L N K"]:
+  """`attend` without the log-sum-exp."""
+  return attend(*args, **options)[0]
 
 
 class Attention(nn.Module):

@@ -20,12 +20,14 @@ class Goku(nn.Module):
 
   config: transformer.TransformerConfig
   text_config: TextConfig | None = None
-  attention_fn: Any = attention.segment_attention
+  attention_fn: Any = attention.segment_attention  # among tokens
+  text_attention_fn: Any = attention.segment_attention  # to text
 
   def setup(self):
-    self.transformer = transformer.Transformer(self.config, self.attention_fn)
+    attention_fns = self.attention_fn, self.text_attention_fn
+    self.transformer = transformer.Transformer(self.config, *attention_fns)
     if self.text_config:
-      self.text = ByteEncoder(self.text_config, self.attention_fn)
+      self.text = ByteEncoder(self.text_config, self.text_attention_fn)
 
   def encode_text(self, batch: dict) -> Float[Array, "B S E"] | None:
     """Embeddings of the batch's captions, None without text."""
@@ -73,6 +75,7 @@ def make_goku(
   text=None,
   dtype: str = "float32",
   attention_fn=attention.segment_attention,
+  text_attention_fn=attention.segment_attention,
   **sizes,
 ) -> Goku:
   """The model of a named variant, its sizes overridden by `sizes`.
@@ -82,7 +85,8 @@ def make_goku(
     text: sizes of the byte encoder (`TextConfig`), or None for embeddings
       from outside or no text at all.
     dtype: of matrix products; parameters stay float32.
-    attention_fn: see `attention.segment_attention`.
+    attention_fn: see `attention.segment_attention`; among tokens.
+    text_attention_fn: the same, to text.
     **sizes: fields of `TransformerConfig`.
 
   Raises:
@@ -110,10 +114,9 @@ def make_goku(
       raise UserError(
         f"model.text.width={text.width}: set an even number, 4 or more"
       )
-  if config.remat not in transformer.REMAT:
-    known = ", ".join(transformer.REMAT)
-    raise UserError(f"model.remat={config.remat!r} is not one of {known}")
-  return Goku(config, text, attention_fn)
+  if config.remat != "none":
+    transformer.remat_policy(config.remat)
+  return Goku(config, text, attention_fn, text_attention_fn)
 
 
 def _check_heads(section, config):

@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from goku_jax.typing import UserError
@@ -95,6 +96,7 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     h = nn.Dense(self.width, kernel_init=xavier, dtype=self.dtype, name="up")(x)
+    h = checkpoint_name(h, "mlp")  # for remat
     return nn.Dense(
       x.shape[-1], kernel_init=xavier, dtype=self.dtype, name="down"
     )(nn.gelu(h, approximate=True))

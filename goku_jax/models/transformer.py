@@ -17,13 +17,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from goku_jax.models import attention, layers, rope
+from goku_jax.typing import UserError
 
 NULL_TEXT = -1  # text segment id of the pack's copy of the empty caption
 
-REMAT = {  # what the backward pass keeps of a block
-  "none": None,  # all of it
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  "full": jax.checkpoint_policies.nothing_saveable,
+NAMED = ("attention", "mlp")  # activations that remat may speak of
+REMAT = {  # presets of `TransformerConfig.remat`
+  "full": "",
+  "keep_attention": "attention",  # its log-sum-exp with it
+  "offload": "attention:offload",
 }
 
 
@@ -42,6 +44,9 @@ class TransformerConfig:
   attention_bias: bool = False
   rotate_cross_queries: bool = True  # as the released code does
   rope_theta: float = 10_000.0
+  # What the backward pass finds again: all with "none"; else activations by
+  # name, kept or, as in "attention:offload,mlp", held in the host's memory. The
+  # rest is computed again. Presets: REMAT.
   remat: str = "full"
   unroll: int = 1  # layers compiled in a row: faster steps, slower compiles
   dtype: Any = jnp.float32  # of matrix products
@@ -82,7 +87,8 @@ class Block(nn.Module):
   """
 
   config: TransformerConfig
-  attention_fn: Any
+  attention_fn: Any = attention.segment_attention
+  text_attention_fn: Any = attention.segment_attention
 
   @nn.compact
   def __call__(self, x_BLD, c_BGD, text_BSE, pack):
@@ -97,24 +103,21 @@ class Block(nn.Module):
     shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = (
       spread(part, pack["one_hot_BLG"]) for part in jnp.split(adaln_BG6D, 6, -1)
     )
-    attend = lambda name: attention.Attention(
-      cfg.num_heads,
-      cfg.attention_bias,
-      cfg.dtype,
-      self.attention_fn,
-      name=name,
+    attend = lambda name, attention_fn: attention.Attention(
+      cfg.num_heads, cfg.attention_bias, cfg.dtype, attention_fn, name=name
     )
 
     h = layers.modulate(layers.layer_norm(x_BLD), shift_attn, scale_attn)
     h = h.astype(cfg.dtype)
     ids = pack["segment_ids_BL"]
-    h = attend("self_attn")(h, h, ids, ids, pack["rope"], pack["rope"])
+    self_attn = attend("self_attn", self.attention_fn)
+    h = self_attn(h, h, ids, ids, pack["rope"], pack["rope"])
     x_BLD = x_BLD + (gate_attn * h).astype(x_BLD.dtype)
 
     if cfg.text_width:
       h = layers.RMSNorm(name="cross_norm")(x_BLD).astype(cfg.dtype)
       q_rope = pack["rope"] if cfg.rotate_cross_queries else None
-      h = attend("cross_attn")(
+      h = attend("cross_attn", self.text_attention_fn)(
         h, text_BSE, pack["text_queries_BL"], pack["text_ids_BS"], q_rope, None
       )
       # With a bias, tokens without text would still receive it.
@@ -125,6 +128,32 @@ class Block(nn.Module):
     h = layers.Mlp(cfg.mlp_ratio * cfg.width, cfg.dtype, name="mlp")(h)
     x_BLD = x_BLD + (gate_mlp * h).astype(x_BLD.dtype)
     return nn.with_logical_constraint(x_BLD, ("batch", "tokens", None)), None
+
+
+def remat_policy(remat: str):
+  """What `TransformerConfig.remat` keeps and offloads, as JAX takes it.
+
+  Raises:
+    UserError: it is no preset and names what there is not.
+  """
+  kept, offloaded = [], []
+  for item in filter(None, REMAT.get(remat, remat).split(",")):
+    name, _, place = item.partition(":")
+    if name not in NAMED or place not in ("", "offload"):
+      presets = ", ".join(("none", *REMAT))
+      raise UserError(
+        f"model.remat={remat!r}: set one of {presets}, or names of"
+        f" {', '.join(NAMED)}, each alone or as NAME:offload"
+      )
+    (offloaded if place else kept).append(name)
+  if not offloaded:
+    return jax.checkpoint_policies.save_only_these_names(*kept)
+  return jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=kept,
+    names_which_can_be_offloaded=offloaded,
+    offload_src="device",
+    offload_dst="pinned_host",
+  )
 
 
 def spread(y_BGD, one_hot_BLG):
@@ -153,6 +182,7 @@ class Transformer(nn.Module):
 
   config: TransformerConfig
   attention_fn: Any = attention.segment_attention
+  text_attention_fn: Any = attention.segment_attention
 
   @nn.compact
   def __call__(
@@ -208,7 +238,8 @@ class Transformer(nn.Module):
     )(tokens_BLP)
     x_BLD = nn.with_logical_constraint(x_BLD, ("batch", "tokens", None))
     block = Block
-    if policy := REMAT[cfg.remat]:
+    if cfg.remat != "none":
+      policy = remat_policy(cfg.remat)
       block = nn.remat(Block, policy=policy, prevent_cse=False)
     blocks = nn.scan(
       block,
@@ -217,7 +248,7 @@ class Transformer(nn.Module):
       in_axes=nn.broadcast,
       length=cfg.depth,
       unroll=cfg.unroll,
-    )(cfg, self.attention_fn, name="blocks")
+    )(cfg, self.attention_fn, self.text_attention_fn, name="blocks")
     x_BLD, _ = blocks(x_BLD, c_BGD, text_BSE, pack)
 
     adaln_BG2D = nn.Dense(

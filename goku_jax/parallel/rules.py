@@ -1,8 +1,12 @@
-"""Where every array of the state lives.
+"""Where every array of the state and of a batch lives.
 
 One table from the path of a parameter to its spec. Moments and averages keep
 the end of their parameter's path, so one row places them all. Each path must
 match exactly one row.
+
+The state lies over `fsdp` and `sequence` together. A step works on weights
+that lie over `fsdp` alone (`weights=True`): inside the scan over layers the
+compiler gathers over one axis, and over two it would by all-reduce.
 """
 
 import re
@@ -12,28 +16,38 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 BATCH = ("replica", "fsdp")  # the mesh axes that split packs and clips
-ACTIVATIONS = (("batch", BATCH), ("tokens", None))
+TOKENS = "sequence"  # splits the tokens of a pack, and the frames of a clip
+HEADS = "tensor"  # splits heads and the width of the MLP
+STATE = ("fsdp", TOKENS)  # split the state
+SPLIT = (HEADS, *STATE)  # split it where heads do too; those come first
+ACTIVATIONS = (("batch", BATCH), ("tokens", TOKENS))
 
 # Kernels are [in, out]; convolutions [t, h, w, in, out].
-STATE = (
-  (r"/(q|k|v|qkv|up|adaln|patch_in)/kernel$", P(None, "fsdp")),
-  (r"/(out|down|patch_out)/kernel$", P("fsdp", None)),
-  (r"/(class|bytes|pieces)/embedding$", P(None, "fsdp")),
-  (r"/(conv_(in|\d)|encoder/conv_out)/kernel$", P(*[None] * 4, "fsdp")),
-  (r"/decoder/conv_out/kernel$", P(*[None] * 3, "fsdp", None)),
-  (r"/conv2d/kernel$", P(None, None, None, "fsdp")),
-  (r"/time/kernel$", P(None, None, "fsdp")),
-  (r"/(shortcut|linear|modulation|quant)/kernel$", P(None, "fsdp")),
+TABLE = (
+  (r"/(q|k|v|qkv|up)/kernel$", P(None, SPLIT)),
+  (r"/(out|down)/kernel$", P(SPLIT, None)),
+  (r"/(adaln|patch_in)/kernel$", P(None, STATE)),
+  (r"/patch_out/kernel$", P(STATE, None)),
+  (r"/(class|bytes|pieces)/embedding$", P(None, STATE)),
+  (r"/(conv_(in|\d)|encoder/conv_out)/kernel$", P(*[None] * 4, STATE)),
+  (r"/decoder/conv_out/kernel$", P(*[None] * 3, STATE, None)),
+  (r"/conv2d/kernel$", P(None, None, None, STATE)),
+  (r"/time/kernel$", P(None, None, STATE)),
+  (r"/(shortcut|linear|modulation|quant)/kernel$", P(None, STATE)),
   (r"/(bias|scale|step|count|ns_coeffs)$", P()),
 )
 
 
-def spec_for(path: str) -> P:
+def spec_for(path: str, *, weights: bool = False) -> P:
   """The spec of the one row that matches `path`."""
-  hits = [spec for pattern, spec in STATE if re.search(pattern, path)]
+  hits = [spec for pattern, spec in TABLE if re.search(pattern, path)]
   if len(hits) != 1:
     raise ValueError(f"{len(hits)} sharding rules match {path!r}; want one")
-  return P(None, *hits[0]) if is_scanned(path) else hits[0]
+  spec = hits[0]
+  if weights:
+    keep = lambda axes: tuple(axis for axis in axes or () if axis != TOKENS)
+    spec = P(*map(keep, spec))
+  return P(None, *spec) if is_scanned(path) else spec
 
 
 def is_scanned(path: str) -> bool:
@@ -44,8 +58,31 @@ def is_scanned(path: str) -> bool:
 def shardings(mesh: Mesh, state):
   """A sharding for every leaf of `state` (arrays or their shapes)."""
 
-  def place(path, _):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    return NamedSharding(mesh, spec_for("/" + name))
-
+  place = lambda path, _: NamedSharding(mesh, spec_for(_name(path)))
   return jax.tree.map_with_path(place, state)
+
+
+def constrain(state, *, weights: bool = False):
+  """`state` inside of a compiled step, laid out as `shardings` says.
+
+  Without a mesh in use it stays as it is.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return state
+  place = lambda path, x: jax.lax.with_sharding_constraint(
+    x, spec_for(_name(path), weights=weights)
+  )
+  return jax.tree.map_with_path(place, state)
+
+
+def _name(path) -> str:
+  return "/" + jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def batch_spec(name: str) -> P:
+  """The spec of an array of a batch: rows, and tokens where it has them.
+
+  The letters of its name tell, as `data/schema.py` says.
+  """
+  letters = name.rsplit("_", 1)[-1]
+  return P(BATCH, TOKENS) if letters[1:2] == "L" else P(BATCH)

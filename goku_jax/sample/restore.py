@@ -62,8 +62,11 @@ def make_model(config, codec: codecs.Codec, **more) -> goku.Goku:
   return goku.make_goku(**sizes, **more)
 
 
-def init_params(model, rng, batch):
-  """Initial parameters; `batch` gives the shapes."""
+def init_params(model, rng):
+  """Initial parameters, which depend on no size of a pack."""
+  sizes = dict(P=model.config.patch_width, E=model.config.text_width)
+  packs = schema.empty_packs(B=1, L=8, S=8, G=1, **sizes)
+  batch = jax.tree.map(jnp.asarray, packs)
   dropped_BG = jnp.zeros(batch["visit_BG"].shape, bool)
   t_BG = jnp.zeros(dropped_BG.shape)
   return model.init(rng, batch["tokens_BLP"], t_BG, batch, dropped_BG)["params"]
@@ -104,10 +107,8 @@ def restore(
     raise UserError("this model has a text encoder of its own: leave that out")
   codec = codecs.load_codec(workdir)
   model = make_model(config, codec)
-  sizes = dict(B=1, L=8, S=8, G=1, E=text.width if text else 0)
-  batch = schema.empty_packs(P=model.config.patch_width, **sizes)
   init = functools.partial(init_params, model)
-  abstract = jax.eval_shape(init, jax.random.key(0), batch)
+  abstract = jax.eval_shape(init, jax.random.key(0))
   step, params = checkpoint.restore_run(workdir, weights, abstract, step)
   return Restored(config, model, jax.device_put(params), codec, step, text)
 

@@ -2,14 +2,22 @@
 
 import functools
 
-import jax
 import numpy as np
 
 from goku_jax import costs
 from goku_jax.data import packing, pipeline, planning
-from goku_jax.models import attention
-from goku_jax.parallel.attention import shard_attention
-from goku_jax.parallel.batch import check_rows, count_ranks
+from goku_jax.models import kernels
+from goku_jax.parallel.attention import (
+  check_heads,
+  shard_attention,
+  shard_text_attention,
+)
+from goku_jax.parallel.batch import (
+  check_rows,
+  check_tokens,
+  count_ranks,
+  own_rows,
+)
 from goku_jax.sample import codec as codecs
 from goku_jax.sample import draw
 from goku_jax.sample.restore import Restored, init_params, make_model
@@ -22,6 +30,7 @@ from goku_jax.typing import UserError
 def make_task(config, mesh) -> Task:
   """The flow model of a config."""
   check_rows(mesh, config.micro_batches, num_packs=config.data.num_packs)
+  check_tokens(mesh, tokens=config.data.pack.tokens)
   opened = flow_source.open_source(config)
   try:
     return _make_task(config, mesh, opened)
@@ -33,8 +42,8 @@ def make_task(config, mesh) -> Task:
 def _make_task(config, mesh, opened):
   data = config.data
   source, codec = opened.source, opened.codec
-  attention_fn = shard_attention(attention.segment_attention, mesh)
-  model = make_model(config, codec, attention_fn=attention_fn)
+  model = make_model(config, codec, **_attention_fns(mesh, **config.attention))
+  check_heads(mesh, model.config.num_heads)
   _check_conditions(model, source)
   patch_size = tuple(model.config.patch_size)
   planner = planning.Planner(
@@ -44,7 +53,7 @@ def _make_task(config, mesh, opened):
     lookahead=data.lookahead,
     seed=config.seed,
     ranks=count_ranks(mesh),
-    cost_fn=_pack_cost(model.config, data.cost_table),
+    cost_fn=_pack_cost(model.config, data.cost_table, config.attention.block),
     **_groups(data, opened),
   )
   run = Restored(config, make_model(config, codec), None, codec, 0, opened.text)
@@ -54,7 +63,7 @@ def _make_task(config, mesh, opened):
   except UserError as error:
     raise UserError(f"config.sample: {error}") from error
   return Task(
-    init_params=functools.partial(init_params, model),
+    init_params=functools.partial(init_params, run.model),
     loss_fn=make_loss(model, **config.loss),
     batches=lambda first_step: pipeline.flow_batches(
       source,
@@ -62,14 +71,14 @@ def _make_task(config, mesh, opened):
       patch_size=patch_size,
       first_step=first_step,
       num_steps=config.total_steps - first_step,
-      host_index=jax.process_index(),
-      host_count=jax.process_count(),
+      rows_of=functools.partial(own_rows, mesh),
       threads=data.threads,
     ),
     work=functools.partial(_work, model.config),
     show=functools.partial(_show, run, prompts, asked),
     captions=_captions(prompts, asked["labels"]),
     picture=functools.partial(_picture, codec, patch_size),
+    dtype=model.config.dtype,
     settle=opened.settle,
     close=opened.close,
     preflight=lambda first_step: preflight.tell(
@@ -80,6 +89,15 @@ def _make_task(config, mesh, opened):
       step_flops=functools.partial(_step_flops, model.config, planner),
     ),
   )
+
+
+def _attention_fns(mesh, *, ring, **kernel):
+  """Attention among tokens, and to text, on a mesh."""
+  kernel = kernels.choose(**kernel)
+  return {
+    "attention_fn": shard_attention(kernel, mesh, ring=ring),
+    "text_attention_fn": shard_text_attention(kernel, mesh),
+  }
 
 
 def _groups(data, opened) -> dict:
@@ -157,11 +175,11 @@ def _sizes(cfg) -> dict:
   return {name: getattr(cfg, name) for name in names}
 
 
-def _pack_cost(cfg, table):
+def _pack_cost(cfg, table, block):
   """Cost of a pack to its rank: measured times, else FLOPs by blocks."""
   if table:
     return costs.calibrated(table)
-  return functools.partial(costs.pack_flops, block=costs.BLOCK, **_sizes(cfg))
+  return functools.partial(costs.pack_flops, block=block, **_sizes(cfg))
 
 
 def _step_flops(cfg, planner, step) -> float:

@@ -58,6 +58,8 @@ def _train(config, workdir, mesh, task):
     )
     rng = jax.device_put(rng, placed.step)  # a copy on every device
     first = int(state.step)
+    left = first < config.total_steps
+    data = task.batches(first) if left else None  # which reads nothing yet
     with (
       job.preemption() as preempted,
       checkpoint.Checkpointer(
@@ -67,12 +69,22 @@ def _train(config, workdir, mesh, task):
       if _writes():  # all else that may refuse has
         task.settle(workdir)
         job.save_config(workdir, config)
-      if first >= config.total_steps:
+      if not left:
         return {"step": first, **_last_metrics(workdir)}
       if _writes():
         task.preflight(first)
       state, metrics = _loop(
-        config, workdir, mesh, task, state, step_fn, rng, ckpt, preempted, peak
+        config,
+        workdir,
+        mesh,
+        task,
+        data,
+        state,
+        step_fn,
+        rng,
+        ckpt,
+        preempted,
+        peak,
       )
       ckpt.wait()
   # Private, but chex.assert_max_traces counts traces alone: a state that comes
@@ -94,11 +106,8 @@ def _check(config):
 
 def _init_or_restore(config, workdir, mesh, task, tx, rng):
   """The state of the newest whole checkpoint, or the initial one."""
-  batch = batches.place(mesh, next(task.batches(0)))
   init = lambda rng: init_state(
-    task.init_params(rng, batch),
-    tx,
-    task.critic and task.critic.init_params(rng, batch),
+    task.init_params(rng), tx, task.critic and task.critic.init_params(rng)
   )
   shapes = jax.eval_shape(init, rng)
   placed = rules.shardings(mesh, shapes)
@@ -138,11 +147,10 @@ def _trees(state: TrainState) -> dict:
 
 
 def _loop(
-  config, workdir, mesh, task, state, step_fn, rng, ckpt, preempted, peak
+  config, workdir, mesh, task, data, state, step_fn, rng, ckpt, preempted, peak
 ):
   """Runs the remaining steps; returns the last state and metrics."""
   first, total = int(state.step), config.total_steps
-  data = task.batches(first)
   writing = job.Writers(workdir, first) if _writes() else None
   with (
     writing or contextlib.nullcontext() as writers,

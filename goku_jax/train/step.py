@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from goku_jax.parallel import rules
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -63,8 +65,8 @@ def sum_over_micro_batches(grad_fn, batch, micro_batches: int):
   parts = jax.tree.map(
     lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch
   )
-  total = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype),
+  total = jax.tree.map(  # in float32 at least
+    lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)),
     jax.eval_shape(grad_fn, jax.tree.map(lambda x: x[0], parts)),
   )
 
@@ -77,9 +79,24 @@ def sum_over_micro_batches(grad_fn, batch, micro_batches: int):
 class Critic(NamedTuple):
   """An opponent that is trained beside the model."""
 
-  init_params: Callable  # (rng, batch) -> its parameters
+  init_params: Callable  # rng -> its parameters
   # (params, its, batch, rng, step) -> ((gradient, its), sums and counts)
   grad_fn: Callable
+
+
+def lay_out(params, dtype):
+  """The weights that a step works on, made once, outside of the layers' scan.
+
+  They lie as the scan wants them, and those it runs over have the dtype of
+  its products: half of what it would else gather and hold.
+  """
+
+  def cast(path, x):
+    names = [key.key for key in path]
+    is_product = "blocks" in names and names[-1] == "kernel"
+    return x.astype(dtype) if is_product else x
+
+  return rules.constrain(jax.tree.map_with_path(cast, params), weights=True)
 
 
 def _update(critic, grads, tx):
@@ -103,6 +120,7 @@ def jit_step(task, tx, placed, *, ema_decay: float, micro_batches: int):
       train_step,
       loss_fn=task.loss_fn,
       critic=task.critic,
+      dtype=task.dtype,
       tx=tx,
       ema_decay=ema_decay,
       micro_batches=micro_batches,
@@ -122,6 +140,7 @@ def train_step(
   ema_decay: float,
   micro_batches: int = 1,
   critic: Critic | None = None,
+  dtype=jnp.float32,
 ):
   """Advances `state` by one batch; returns it and scalar metrics.
 
@@ -134,6 +153,7 @@ def train_step(
     ema_decay: of the average.
     micro_batches: parts of the batch.
     critic: an opponent, whose gradients then stand in place of `loss_fn`'s.
+    dtype: of the model's matrix products.
 
   A metric of which the batch holds no sample is not a number.
 
@@ -141,20 +161,20 @@ def train_step(
   the whole batch: micro-batches and devices with few long samples then weigh
   no more than those with many short ones.
   """
+  weights = lay_out(state.params, dtype)
   if critic is None:
-    grad_fn = lambda part: jax.grad(loss_fn, has_aux=True)(
-      state.params, part, rng
-    )
+    grad_fn = lambda part: jax.grad(loss_fn, has_aux=True)(weights, part, rng)
   else:
     grad_fn = lambda part: critic.grad_fn(
-      state.params, state.critic["params"], part, rng, state.step
+      weights, state.critic["params"], part, rng, state.step
     )
   grads, sums = sum_over_micro_batches(grad_fn, batch, micro_batches)
   count = jnp.maximum(sums["loss"][1], 1)
-  grads = jax.tree.map(lambda g: g / count, grads)
+  grads = jax.tree.map(lambda g: g.astype(jnp.float32) / count, grads)
   if critic is not None:
     grads, critic_grads = grads
     state = state.replace(critic=_update(state.critic, critic_grads, tx))
+  grads = rules.constrain(grads)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   decay = ema_decay_at(state.step, ema_decay)

@@ -11,7 +11,7 @@ from goku_jax.train.step import Critic
 class Task(NamedTuple):
   """One of the two models and all that training it takes."""
 
-  init_params: Callable[[Any, dict], dict]  # (rng, batch) -> params
+  init_params: Callable[[Any], dict]  # rng -> params
   loss_fn: Callable  # see step.train_step
   batches: Callable[[int], Iterator[dict]]  # first step -> host's batches
   work: Callable[[dict], tuple[float, int]]  # batch -> training FLOPs, tokens
@@ -23,6 +23,7 @@ class Task(NamedTuple):
   # workdir -> None; leaves there what samplers need beside the checkpoints, and
   # refuses to go on with other data
   settle: Callable[[Any], None]
+  dtype: Any  # of the model's matrix products
   critic: Critic | None = None  # an opponent
   # first step -> None; prints what there is and how long it will take
   preflight: Callable[[int], None] = lambda first_step: None

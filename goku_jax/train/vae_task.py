@@ -10,7 +10,7 @@ from goku_jax.data import digits, pipeline, videos
 from goku_jax.eval import lpips
 from goku_jax.models import discriminator, vae, vae_stream
 from goku_jax.models.judges.lpips import MIN_SIDE
-from goku_jax.parallel.batch import check_rows
+from goku_jax.parallel.batch import check_rows, own_rows
 from goku_jax.parallel.frames import shard_frames
 from goku_jax.sample.codec import to_uint8
 from goku_jax.train.step import Critic
@@ -56,20 +56,18 @@ def make_task(config, mesh) -> Task:
       " loss.lpips_weight=0"
     )
   return Task(
-    init_params=lambda rng, batch: model.init(
-      rng, jnp.zeros(batch["video_BTHWC"].shape)
-    )["params"],
+    init_params=lambda rng: model.init(rng, jnp.zeros(shown.shape))["params"],
     loss_fn=functools.partial(vae_loss, **through, **loss),
     batches=lambda first_step: batches(
       first_step=first_step,
       num_steps=config.total_steps - first_step,
-      host_index=jax.process_index(),
-      host_count=jax.process_count(),
+      rows_of=functools.partial(own_rows, mesh),
     ),
     work=functools.partial(_work, model),
     show=functools.partial(_show, model, shown),
     captions=[f"clip {i}" for i in range(len(shown))],
     picture=_first_videos,
+    dtype=model.config.dtype,
     settle=lambda workdir: None,
     critic=gan and _make_critic(through, loss, **gan),
   )
@@ -107,8 +105,8 @@ def _make_critic(through, loss, *, weight, start_step, r1_weight, **sizes):
   """The discriminator, and the gradients of the game."""
   critic = discriminator.Discriminator(**sizes)
   return Critic(
-    init_params=lambda rng, batch: critic.init(
-      jax.random.fold_in(rng, 1), jnp.zeros(batch["video_BTHWC"].shape)
+    init_params=lambda rng: critic.init(
+      jax.random.fold_in(rng, 1), jnp.zeros((1, 1, 8, 8, 3))
     )["params"],
     grad_fn=functools.partial(
       gan_grads,

@@ -25,7 +25,7 @@ SAMPLING = dict(num_steps=1, guidance_scale=1.0, shift=1.0)
 def report(tmp_path_factory):
   """The suite in small, on the pixels of a model that was never trained."""
   out = tmp_path_factory.mktemp("report")
-  model, params = runs.flow_model(runs.flow_batch())
+  model, params = runs.flow_model()
   run = restore.Restored(runs.read_config(), model, params, Codec(), 7)
   with pytest.MonkeyPatch.context() as patch:
     for name in ("NUM_HELD_OUT", "NUM_REAL", "NUM_UNTRAINED"):

@@ -181,7 +181,7 @@ def test_what_the_backward_pass_keeps_changes_nothing(
   close = lambda a, b: np.testing.assert_allclose(
     a, b, atol=1e-5 * max(np.abs(a).max(), 1e-3)
   )
-  for remat in ("dots", "full"):
+  for remat in (*transformer.REMAT, "attention,mlp", "attention,mlp:offload"):
     jax.tree.map(close, kept, results(remat))
 
 

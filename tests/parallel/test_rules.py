@@ -87,8 +87,15 @@ def test_nothing_large_is_held_whole_by_every_device(name):
 
 def test_every_rule_is_used():
   names = [path for make in STATES.values() for path in paths(make())]
-  for pattern, _ in rules.STATE:
+  for pattern, _ in rules.TABLE:
     assert any(re.search(pattern, name) for name in names), pattern
+
+
+def test_weights_of_a_step_are_whole_over_the_sequence():
+  path = "/params/transformer/blocks/mlp/up/kernel"
+  assert rules.spec_for(path) == P(None, None, ("tensor", "fsdp", "sequence"))
+  weights = rules.spec_for(path, weights=True)
+  assert weights == P(None, None, ("tensor", "fsdp"))
 
 
 @pytest.mark.parametrize("path", ["/params/odd", "/params/x/kernel"])
@@ -102,7 +109,9 @@ def test_the_scanned_axis_is_left_whole_and_moments_follow_parameters():
   state = STATES["goku debug"]()
   placed = rules.shardings(mesh, state)
   kernel = lambda tree: tree["transformer"]["blocks"]["mlp"]["down"]["kernel"]
-  assert kernel(placed.params).spec == P(None, "fsdp", None)
+  assert kernel(placed.params).spec == P(
+    None, ("tensor", "fsdp", "sequence"), None
+  )
   assert kernel(placed.ema) == kernel(placed.params)
   adam = placed.opt_state[1][0]
   assert kernel(adam.mu) == kernel(adam.nu) == kernel(placed.params)

@@ -29,7 +29,7 @@ WIDE = packing.Capacity(200, 80, 8)  # all three in one pack
 
 @pytest.fixture(scope="module")
 def model():
-  return runs.flow_model(runs.flow_batch())
+  return runs.flow_model()
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +85,11 @@ def test_the_seed_and_the_caption_decide(model, drawn):
 
 
 def test_a_class_without_text_steers_unless_guidance_is_zero():
-  batch = runs.flow_batch()
   model = goku.make_goku(
     "debug", num_classes=10, latent_channels=3, patch_size=runs.PATCH
   )
   init = jax.jit(functools.partial(init_params, model))
-  params = runs.stirred(init(jax.random.key(0), batch))
+  params = runs.stirred(init(jax.random.key(0)))
   draw = lambda labels, scale: sample_latents(
     model,
     params,

@@ -22,9 +22,9 @@ def batch():
 
 
 @pytest.fixture(scope="module")
-def grad_fn(batch):
+def grad_fn():
   """Summed loss with metrics, and its gradient, at parameters that matter."""
-  model, params = runs.flow_model(batch)
+  model, params = runs.flow_model()
   loss_fn = functools.partial(flow_loss.flow_loss, model=model, **LOSS)
   fn = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
   return lambda batch, seed=0: fn(params, batch, jax.random.key(seed))
@@ -55,7 +55,7 @@ def test_packed_gives_the_gradient_of_one_a_pack(batch, grad_fn):
 
 
 def test_each_sample_has_the_loss_it_has_alone(batch, monkeypatch):
-  model, params = runs.flow_model(batch)
+  model, params = runs.flow_model()
   seen = []
   inner = losses.mean_square_by_segment
   monkeypatch.setattr(
@@ -196,7 +196,7 @@ def test_data_is_drawn_from_its_posterior(batch):
 
 
 def test_a_model_that_says_zero_has_the_loss_of_the_velocity(batch):
-  model, params = runs.flow_model(batch)
+  model, params = runs.flow_model()
   zero = jax.tree.map(jnp.zeros_like, params)
   loss_fn = functools.partial(flow_loss.flow_loss, model=model, **LOSS)
   total, sums = jax.jit(loss_fn)(zero, batch, jax.random.key(0))

@@ -84,7 +84,7 @@ def prepared(files, encoder, tmp_path_factory):
 
 
 def make_task(config):
-  mesh = jax.make_mesh((1, 1, 1), meshes.AXES, devices=jax.devices()[:1])
+  mesh = meshes.make_mesh(devices=jax.devices()[:1])
   return flow_task.make_task(config, mesh)
 
 
@@ -158,7 +158,7 @@ def test_cached_and_uncached_give_the_same_batch_and_loss(prepared, files):
   for name in one:
     np.testing.assert_allclose(one[name], two[name], atol=1e-4, err_msg=name)
   rng = jax.random.key(0)
-  params = runs.stirred(jax.jit(cached.init_params)(rng, one), 0.02)
+  params = runs.stirred(jax.jit(cached.init_params)(rng), 0.02)
   losses = [
     jax.jit(functools.partial(task.loss_fn))(params, batch, rng)[0]
     for task, batch in ((cached, one), (fresh, two))
@@ -297,7 +297,7 @@ def test_a_frozen_text_encoder_steers_from_files_to_a_drawn_clip(
   empty = batch["text_segment_ids_BS"] == schema.EMPTY_CAPTION
   null = restore.load_text(config.text).encode([""])[0]
   np.testing.assert_allclose(rows[empty], null.repeat(2, 0), atol=1e-2)
-  params = jax.jit(task.init_params)(jax.random.key(0), batch)
+  params = jax.jit(task.init_params)(jax.random.key(0))
   assert "text" not in params
   task.settle(run)
   job.save_config(run, config)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from goku_jax import checkpoint, job
-from goku_jax.data import video_io
+from goku_jax.data import digits, video_io
 from goku_jax.train import __main__ as train_main
 from goku_jax.train import loop
 from tests import runs
@@ -119,6 +119,25 @@ def test_a_crash_and_a_resume_change_nothing(
   assert "resumed from step 2 of 4" in capfd.readouterr().out
   assert metrics["step"] == TOTAL
   assert_same_run(tmp_path, straight(stage)[0])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_sample_is_read_before_the_first_step(stage, tmp_path, monkeypatch):
+  read, make_task, get = [], loop.TASKS[stage], digits.Digits.__getitem__
+  monkeypatch.setattr(
+    digits.Digits, "__getitem__", lambda self, i: read.append(i) or get(self, i)
+  )
+
+  def make(*args):
+    task = make_task(*args)
+    read.clear()  # those that are shown
+    return task._replace(preflight=lambda _: crash())
+
+  monkeypatch.setitem(loop.TASKS, stage, make)
+  with pytest.raises(CrashError):
+    train(stage, tmp_path)
+  assert (tmp_path / "config.json").exists()
+  assert not read
 
 
 def test_pictures_that_fail_cost_no_step(tmp_path, monkeypatch):

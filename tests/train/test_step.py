@@ -12,13 +12,8 @@ import optax
 import pytest
 
 from goku_jax.data import packing
-from goku_jax.parallel import batch as batches
-from goku_jax.parallel import mesh as meshes
-from goku_jax.parallel import rules
-from goku_jax.parallel.attention import shard_attention
 from goku_jax.train import step as steps
 from goku_jax.train.flow_loss import flow_loss
-from goku_jax.train.optimizer import make_optimizer
 from tests import runs
 
 LOSS = dict(time_sampler="logit_normal", time_shift=2.0, caption_drop_rate=0.4)
@@ -39,8 +34,8 @@ def batch():
 
 
 @pytest.fixture(scope="module")
-def start(batch):
-  return runs.flow_model(batch)
+def start():
+  return runs.flow_model()
 
 
 def step_fn(model, tx, **more):
@@ -62,46 +57,6 @@ def test_parts_of_unequal_counts_give_the_update_of_the_whole(batch, start):
     results[micro_batches] = metrics, state.opt_state.trace
   for micro_batches in (2, 4):
     runs.assert_near(results[micro_batches], results[1], 1e-5)
-
-
-@pytest.mark.parametrize(
-  "axes", [pytest.param((1, 8), marks=pytest.mark.slow), (2, 4)]
-)
-def test_eight_devices_do_what_one_does(batch, start, axes):
-  model, params = start
-  params = jax.device_get(params)  # donation must not reach the fixture
-  tx = make_optimizer(total_steps=100, **OPTIM)
-  rng = jax.random.key(0)
-  fn = jax.jit(step_fn(model, tx))
-  alone, losses = steps.init_state(params, tx), []
-  for _ in range(3):
-    alone, metrics = fn(alone, batch, rng)
-    losses.append(float(metrics["loss"]))
-
-  mesh = meshes.make_mesh(*axes)
-  sharded = type(model)(
-    model.config, model.text_config, shard_attention(model.attention_fn, mesh)
-  )
-  with meshes.use(mesh):
-    state = steps.init_state(params, tx)
-    placed = rules.shardings(mesh, state)
-    state = jax.device_put(state, placed)
-    inner = step_fn(sharded, tx)
-    chex.clear_trace_counter()  # it counts by the name, over all tests
-    fn = jax.jit(
-      chex.assert_max_traces(lambda *args: inner(*args), n=1),
-      out_shardings=(placed, None),
-      donate_argnums=0,
-    )
-    placed_batch = batches.place(mesh, batch)
-    for loss in losses:
-      before = state
-      state, metrics = fn(state, placed_batch, rng)
-      np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
-      assert all(x.is_deleted() for x in jax.tree.leaves(before.params))
-    assert fn._cache_size() == 1
-    assert jax.tree.map(lambda x: x.sharding, state) == placed
-  runs.assert_near((state.params, state.ema), (alone.params, alone.ema), 1e-5)
 
 
 def toy_loss(params, batch, rng):
@@ -165,7 +120,7 @@ def test_no_samples_move_nothing():
 def test_one_batch_is_learned_by_heart():
   batch = runs.flow_batch(num_packs=1)
   batch = runs.repack(batch, [[0]])
-  model, params = runs.flow_model(batch)
+  model, params = runs.flow_model()
   tx = optax.adam(3e-3)
   fn = jax.jit(step_fn(model, tx))
   state, losses = steps.init_state(params, tx), []

@@ -7,7 +7,6 @@ import functools
 import re
 
 import jax
-import numpy as np
 import pytest
 from jax.experimental import topologies
 
@@ -28,11 +27,11 @@ pytestmark = [pytest.mark.tpu, pytest.mark.timeout(900)]
 def compile_step(topology, variant, *, L, **sizes):
   """The train step over `fsdp`, two packs a device; and its state's shapes."""
   devices = topologies.get_topology_desc(topology, "tpu").devices
-  mesh = jax.sharding.Mesh(np.reshape(devices, (1, -1, 1)), meshes.AXES)
+  mesh = meshes.make_mesh(devices=devices)
   model = goku.make_goku(
     variant,
     dtype="bfloat16",
-    attention_fn=shard_attention(attention.segment_attention, mesh),
+    attention_fn=shard_attention(attention.attend, mesh),
     **sizes,
   )
   config = runs.read_config()
@@ -43,9 +42,9 @@ def compile_step(topology, variant, *, L, **sizes):
     x.shape, x.dtype, sharding=sharding
   )
   with meshes.use(mesh):
-    init = lambda rng, batch: init_state(init_params(model, rng, batch), tx)
+    init = lambda rng: init_state(init_params(model, rng), tx)
     rng = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(init, rng, batch)
+    state = jax.eval_shape(init, rng)
     placed = rules.shardings(mesh, state)
     rows = jax.sharding.NamedSharding(
       mesh, jax.sharding.PartitionSpec(rules.BATCH)

@@ -1,4 +1,4 @@
-"""FLOPs of the flow transformer by formula, and the peaks of chips.
+"""FLOPs of the flow transformer by formula, and what chips can do.
 
 Forward, for a segment of s tokens with T text tokens of width c, width d,
 MLP ratio r, in each layer; a multiply-add counts two:
@@ -18,6 +18,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,22 +26,67 @@ from goku_jax.typing import UserError
 
 BLOCK = 512  # queries, and keys, that attention kernels take at once
 
-# Dense bf16 FLOP/s of one JAX device (a TPU7x chip is two), the vendors'
-# figures. The first prefix of `device_kind` that fits counts.
-PEAKS = {
-  "TPU v4": 275e12,
-  "TPU v5 lite": 197e12,
-  "TPU v5e": 197e12,
-  "TPU v5": 459e12,
-  "TPU v6": 918e12,
-  "TPU7x": 1153.5e12,
-  "TPU v7": 1153.5e12,
-  "NVIDIA A100": 312e12,
-  "NVIDIA H100 PCIe": 756e12,
-  "NVIDIA H100 NVL": 835e12,
-  "NVIDIA H100": 989e12,
-  "NVIDIA H200": 989e12,
+
+class Chip(NamedTuple):
+  """One JAX device, by its vendor's figures; None is unknown.
+
+  A TPU v4 or v5p is one device of two cores, a TPU7x is two devices. Links of
+  a torus go both ways along each of its axes.
+  """
+
+  flops: float  # dense bf16 FLOP/s
+  hbm: float | None = None  # bytes
+  hbm_speed: float | None = None  # bytes/s
+  torus_axes: int | None = None  # of its network; 0 is a switch
+  link_speed: float | None = None  # bytes/s one way, of one link
+  cores: int = 1
+  flops_per_cycle: int | None = None  # of one core
+
+  @property
+  def network_speed(self) -> float | None:
+    """Bytes/s one way over all links together."""
+    if self.link_speed is None or self.torus_axes is None:
+      return None
+    return self.link_speed * max(2 * self.torus_axes, 1)
+
+  @property
+  def clock(self) -> float | None:
+    """Cycles/s of the matrix units at the peak."""
+    if self.flops_per_cycle is None:
+      return None
+    return self.flops / (self.cores * self.flops_per_cycle)
+
+
+GIB = 2**30
+# By the first prefix of `device_kind` that fits. Sources: Cloud TPU's pages
+# and the scaling book; NVIDIA's data sheets; FLOPs a cycle as libtpu has them.
+# A link's speed is the published total of both ways (v5e 400, v6e 800, NVLink
+# 900 GB/s) over the links, halved; v5p's (4800 Gb/s by its page) is that of the
+# scaling book, below it.
+_V5E = Chip(197e12, 16 * GIB, 0.82e12, 2, 50e9, 1, 131_072)
+_TPU7X = Chip(  # half a chip of 2307 TFLOP/s, 192 GiB and 7.4 TB/s
+  1153.5e12, 96 * GIB, 3.7e12, 3, None, 1, 524_288
+)
+CHIPS = {
+  "TPU v4": Chip(275e12, 32 * GIB, torus_axes=3, cores=2),
+  "TPU v5 lite": _V5E,
+  "TPU v5e": _V5E,
+  "TPU v5": Chip(459e12, 95 * GIB, 2.77e12, 3, 90e9, 2, 131_072),
+  "TPU v6": Chip(918e12, 32 * GIB, 1.64e12, 2, 100e9, 1, 524_288),
+  "TPU7x": _TPU7X,
+  "TPU v7": _TPU7X,
+  "NVIDIA A100": Chip(312e12),
+  "NVIDIA H100 PCIe": Chip(756e12),
+  "NVIDIA H100 NVL": Chip(835e12),
+  "NVIDIA H100": Chip(989e12, 80e9, 3.35e12, 0, 450e9),
+  "NVIDIA H200": Chip(989e12, 141e9, 4.8e12, 0, 450e9),
 }
+
+
+def find_chip(kind: str) -> Chip | None:
+  """The chip of a `device_kind`; None where it is not known."""
+  fitting = (chip for name, chip in CHIPS.items() if kind.startswith(name))
+  return next(fitting, None)
 
 
 def flow_flops(
@@ -178,10 +224,8 @@ def peak_flops(devices=None) -> float:
   import jax  # not before a job needs it
 
   devices = jax.devices() if devices is None else devices
-  kind = devices[0].device_kind
-  for prefix, peak in PEAKS.items():
-    if kind.startswith(prefix):
-      return peak * len(devices)
+  if chip := find_chip(devices[0].device_kind):
+    return chip.flops * len(devices)
   # Pretend devices share the cores of their process, so it counts once.
   processes = len({device.process_index for device in devices})
   return measured_peak() * processes

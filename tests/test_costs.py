@@ -116,6 +116,45 @@ def test_peak_of_a_known_chip_counts_every_device(kind, peak):
   assert costs.peak_flops(devices) == 3 * peak
 
 
+@pytest.mark.parametrize(
+  ("kind", "gib", "network", "clock"),
+  [
+    ("TPU v4", 32, None, None),
+    ("TPU v5 lite", 16, 200e9, 1.5e9),
+    ("TPU v5p", 95, 540e9, 1.75e9),
+    ("TPU v6 lite", 32, 400e9, 1.75e9),
+    ("TPU7x", 96, None, 2.2e9),
+    ("NVIDIA H200", 141e9 / 2**30, 450e9, None),
+    ("NVIDIA A100-SXM4-80GB", None, None, None),
+  ],
+)
+def test_chips_are_what_their_vendors_say(kind, gib, network, clock):
+  chip = costs.find_chip(kind)
+  assert chip.hbm == (gib and gib * 2**30)
+  assert chip.network_speed == network
+  assert chip.clock == (clock and pytest.approx(clock, rel=2e-3))
+
+
+@pytest.mark.parametrize(
+  ("kind", "ridge"),
+  [
+    ("TPU v5e", 240),
+    ("TPU v5", 166),
+    ("TPU v6e", 560),
+    ("TPU7x", 312),
+    ("NVIDIA H100 80GB HBM3", 295),
+    ("NVIDIA H200", 206),
+  ],
+)
+def test_peak_over_bandwidth_is_the_ridge_that_is_published(kind, ridge):
+  chip = costs.find_chip(kind)
+  assert chip.flops / chip.hbm_speed == pytest.approx(ridge, rel=5e-3)
+
+
+def test_a_chip_that_is_not_known_is_none():
+  assert costs.find_chip("cpu") is None
+
+
 def test_peak_of_a_cpu_is_measured_once_for_all_pretend_devices():
   total = costs.peak_flops()
   assert 1e9 < total < 1e13

@@ -5,6 +5,7 @@
   python -m goku_jax.bench --suite=packing
   python -m goku_jax.bench --suite=data --config=configs/digits.py \
     --config.data.path=LATENTS
+  python -m goku_jax.bench --suite=peer --rounds=10
 
 The suite `vae` encodes and decodes one clip by the autoencoder of CogVideoX's
 size and by diffusers' PyTorch module of the same weights, in turns, and tells
@@ -31,6 +32,12 @@ computes steps on batches that are there already: `loader_ratio` is the time of
 the first over that of the second. Without a config it decodes a video by the
 pool of children that `prepare` has, and by PyAV alone: `decode_ratio` is frames
 a second of ours over PyAV's, one core each.
+
+The suite `peer` takes the gradients of --variant (small) on one segment of
+--tokens (1560) by our transformer and by PyTorch's, diffusers' Wan blocks of
+the same sizes, in turns: `ratio` is PyTorch's seconds over ours. `linear_share`
+is what the blocks' linear layers alone reach of the speed of one matrix product
+of their shape. Needs the extra `parity`.
 """
 
 import os
@@ -40,7 +47,7 @@ from absl import flags
 
 from goku_jax import job
 
-SUITES = ("vae", "conv", "packing", "data")
+SUITES = ("vae", "conv", "packing", "data", "peer")
 
 flags.DEFINE_string("suite", None, f"what is measured: {', '.join(SUITES)}")
 flags.DEFINE_integer("rounds", 3, "the fastest of them counts", lower_bound=1)
@@ -50,8 +57,8 @@ flags.DEFINE_integer("width", 128, "of the largest level", lower_bound=32)
 flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "computed in")
 flags.DEFINE_list("memory_frames", "17,65,257", "lengths of clips; '' for none")
 flags.DEFINE_string("calibrate", None, "file for the times of packs")
-flags.DEFINE_string("variant", "digits", "of the model whose packs are timed")
-flags.DEFINE_integer("tokens", 4096, "of a timed pack", lower_bound=32)
+flags.DEFINE_string("variant", None, "of the model that is timed")
+flags.DEFINE_integer("tokens", None, "of a timed pack", lower_bound=32)
 
 
 def main(
@@ -63,8 +70,8 @@ def main(
   dtype,
   memory_frames,
   calibrate=None,
-  variant="digits",
-  tokens=4096,
+  variant=None,
+  tokens=None,
   config=None,
 ):
   """Returns the figures of the suite."""
@@ -72,13 +79,18 @@ def main(
     raise job.UserError(f"--suite={suite} is not one of {', '.join(SUITES)}")
   lengths = [_read_length(text) for text in memory_frames]
   if suite == "packing":
-    return _packing(rounds, calibrate, variant, tokens, dtype)
+    return _packing(
+      rounds, calibrate, variant or "digits", tokens or 4096, dtype
+    )
   if suite == "data":
     return _data(rounds, config)
   if config:
     raise job.UserError(f"--suite={suite} takes no --config: leave it out")
-  from goku_jax.bench import conv, vae  # jax is slow to import
+  from goku_jax.bench import conv, peer, vae  # jax is slow to import
 
+  if suite == "peer":
+    sizes = (variant or "small", tokens or peer.TOKENS)
+    return {**peer.compare(rounds, *sizes), **_machine("float32")}
   if suite == "conv":
     return {**conv.compare(rounds, dtype), **_machine(dtype)}
   return {

@@ -50,9 +50,10 @@ def _time(config, mesh, task, rounds):
   placed = rules.shardings(mesh, jax.eval_shape(init, rng))
   state = jax.jit(init, out_shardings=placed)(rng)
   step = jit_step(
-    task,
-    tx,
     placed,
+    loss_fn=task.loss_fn,
+    dtype=task.dtype,
+    tx=tx,
     ema_decay=config.ema_decay,
     micro_batches=config.micro_batches,
   )

@@ -22,10 +22,11 @@ class Goku(nn.Module):
   text_config: TextConfig | None = None
   attention_fn: Any = attention.segment_attention  # among tokens
   text_attention_fn: Any = attention.segment_attention  # to text
+  weights_fn: Any = None  # of each layer's; not while they are made
 
   def setup(self):
-    attention_fns = self.attention_fn, self.text_attention_fn
-    self.transformer = transformer.Transformer(self.config, *attention_fns)
+    fns = self.attention_fn, self.text_attention_fn, self.weights_fn
+    self.transformer = transformer.Transformer(self.config, *fns)
     if self.text_config:
       self.text = ByteEncoder(self.text_config, self.text_attention_fn)
 
@@ -76,6 +77,7 @@ def make_goku(
   dtype: str = "float32",
   attention_fn=attention.segment_attention,
   text_attention_fn=attention.segment_attention,
+  weights_fn=None,
   **sizes,
 ) -> Goku:
   """The model of a named variant, its sizes overridden by `sizes`.
@@ -87,6 +89,8 @@ def make_goku(
     dtype: of matrix products; parameters stay float32.
     attention_fn: see `attention.segment_attention`; among tokens.
     text_attention_fn: the same, to text.
+    weights_fn: through which the weights of a layer pass before it uses them,
+      none while they are made.
     **sizes: fields of `TransformerConfig`.
 
   Raises:
@@ -116,7 +120,7 @@ def make_goku(
       )
   if config.remat != "none":
     transformer.remat_policy(config.remat)
-  return Goku(config, text, attention_fn, text_attention_fn)
+  return Goku(config, text, attention_fn, text_attention_fn, weights_fn)
 
 
 def _check_heads(section, config):

@@ -42,8 +42,13 @@ def rotate(
   cos_BLK: Float[Array, "B L K"],
   sin_BLK: Float[Array, "B L K"],
 ) -> Float[Array, "B L N K"]:
-  """Each pair of channels turned by its token's angle, in float32."""
+  """Each pair of channels turned by its token's angle, in float32.
+
+  Pairs change places by a product with a signed permutation, which is exact:
+  to take neighbours apart a TPU would rewrite the whole array several times.
+  """
   x32 = x_BLNK.astype(jnp.float32)
-  pairs = x32.reshape(*x32.shape[:-1], -1, 2)
-  turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], -1).reshape(x32.shape)
+  pair = jnp.array([[0.0, 1.0], [-1.0, 0.0]])  # (a, b) becomes (-b, a)
+  swap_KK = jnp.kron(jnp.eye(x32.shape[-1] // 2), pair)
+  turned = jnp.einsum("BLNK,KJ->BLNJ", x32, swap_KK, precision="highest")
   return x32 * cos_BLK[:, :, None] + turned * sin_BLK[:, :, None]

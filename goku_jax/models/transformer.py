@@ -183,6 +183,7 @@ class Transformer(nn.Module):
   config: TransformerConfig
   attention_fn: Any = attention.segment_attention
   text_attention_fn: Any = attention.segment_attention
+  weights_fn: Any = None  # of what a layer's weights pass through, if anything
 
   @nn.compact
   def __call__(
@@ -238,9 +239,11 @@ class Transformer(nn.Module):
     )(tokens_BLP)
     x_BLD = nn.with_logical_constraint(x_BLD, ("batch", "tokens", None))
     block = Block
+    if self.weights_fn:
+      block = nn.map_variables(block, "params", self.weights_fn)
     if cfg.remat != "none":
       policy = remat_policy(cfg.remat)
-      block = nn.remat(Block, policy=policy, prevent_cse=False)
+      block = nn.remat(block, policy=policy, prevent_cse=False)
     blocks = nn.scan(
       block,
       variable_axes={"params": 0},

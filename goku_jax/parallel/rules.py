@@ -19,15 +19,18 @@ BATCH = ("replica", "fsdp")  # the mesh axes that split packs and clips
 TOKENS = "sequence"  # splits the tokens of a pack, and the frames of a clip
 HEADS = "tensor"  # splits heads and the width of the MLP
 STATE = ("fsdp", TOKENS)  # split the state
-SPLIT = (HEADS, *STATE)  # split it where heads do too; those come first
+SPLIT = (HEADS, TOKENS)  # the dim of a kernel that heads or the MLP own
 ACTIVATIONS = (("batch", BATCH), ("tokens", TOKENS))
 
 # Kernels are [in, out]; convolutions [t, h, w, in, out].
+# Those of the scan have an axis for each dim: of a gradient that is summed over
+# both axes the compiler then splits one dim after the other.
 TABLE = (
-  (r"/(q|k|v|qkv|up)/kernel$", P(None, SPLIT)),
-  (r"/(out|down)/kernel$", P(SPLIT, None)),
-  (r"/(adaln|patch_in)/kernel$", P(None, STATE)),
-  (r"/patch_out/kernel$", P(STATE, None)),
+  (r"/(q|k|v|qkv|up)/kernel$", P("fsdp", SPLIT)),
+  (r"attn(_\d)?/out/kernel$|/down/kernel$", P(SPLIT, "fsdp")),
+  (r"/adaln/kernel$", P("fsdp", TOKENS)),
+  (r"/patch_in/kernel$", P(None, STATE)),
+  (r"/patch_out/kernel$|(?<!attn)(?<!attn_\d)/out/kernel$", P(STATE, None)),
   (r"/(class|bytes|pieces)/embedding$", P(None, STATE)),
   (r"/(conv_(in|\d)|encoder/conv_out)/kernel$", P(*[None] * 4, STATE)),
   (r"/decoder/conv_out/kernel$", P(*[None] * 3, STATE, None)),
@@ -45,9 +48,13 @@ def spec_for(path: str, *, weights: bool = False) -> P:
     raise ValueError(f"{len(hits)} sharding rules match {path!r}; want one")
   spec = hits[0]
   if weights:
-    keep = lambda axes: tuple(axis for axis in axes or () if axis != TOKENS)
-    spec = P(*map(keep, spec))
+    spec = P(*map(_without_tokens, spec))
   return P(None, *spec) if is_scanned(path) else spec
+
+
+def _without_tokens(axes):
+  axes = (axes,) if isinstance(axes, str) else axes or ()
+  return tuple(axis for axis in axes if axis != TOKENS)
 
 
 def is_scanned(path: str) -> bool:
@@ -73,6 +80,24 @@ def constrain(state, *, weights: bool = False):
     x, spec_for(_name(path), weights=weights)
   )
   return jax.tree.map_with_path(place, state)
+
+
+@jax.custom_vjp
+def scatter_gradients(weights):
+  """The weights of one layer, whose gradients are laid out as the state is.
+
+  Inside the scan over layers the compiler then sums and splits them at once,
+  over one axis after the other; left alone it sums over all devices, and each
+  keeps a part.
+  """
+  return weights
+
+
+def _scatter(_, grads):
+  return (constrain(constrain(grads, weights=True)),)
+
+
+scatter_gradients.defvjp(lambda weights: (weights, None), _scatter)
 
 
 def _name(path) -> str:

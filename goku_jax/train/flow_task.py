@@ -7,6 +7,7 @@ import numpy as np
 from goku_jax import costs
 from goku_jax.data import packing, pipeline, planning
 from goku_jax.models import kernels
+from goku_jax.parallel import rules
 from goku_jax.parallel.attention import (
   check_heads,
   shard_attention,
@@ -42,7 +43,7 @@ def make_task(config, mesh) -> Task:
 def _make_task(config, mesh, opened):
   data = config.data
   source, codec = opened.source, opened.codec
-  model = make_model(config, codec, **_attention_fns(mesh, **config.attention))
+  model = make_model(config, codec, **mesh_fns(mesh, **config.attention))
   check_heads(mesh, model.config.num_heads)
   _check_conditions(model, source)
   patch_size = tuple(model.config.patch_size)
@@ -91,12 +92,19 @@ def _make_task(config, mesh, opened):
   )
 
 
-def _attention_fns(mesh, *, ring, **kernel):
-  """Attention among tokens, and to text, on a mesh."""
+def mesh_fns(mesh, *, ring: int, **kernel) -> dict:
+  """What the model does differently on a mesh, as `make_goku` takes it.
+
+  Args:
+    mesh: of the devices.
+    ring: see `parallel.attention.shard_attention`.
+    **kernel: see `kernels.choose`.
+  """
   kernel = kernels.choose(**kernel)
   return {
     "attention_fn": shard_attention(kernel, mesh, ring=ring),
     "text_attention_fn": shard_text_attention(kernel, mesh),
+    "weights_fn": rules.scatter_gradients if mesh.size > 1 else None,
   }
 
 

@@ -50,9 +50,11 @@ def _train(config, workdir, mesh, task):
   with meshes.use(mesh):
     state, placed = _init_or_restore(config, workdir, mesh, task, tx, rng)
     step_fn = jit_step(
-      task,
-      tx,
       placed,
+      loss_fn=task.loss_fn,
+      critic=task.critic,
+      dtype=task.dtype,
+      tx=tx,
       ema_decay=config.ema_decay,
       micro_batches=config.micro_batches,
     )

@@ -105,26 +105,15 @@ def _update(critic, grads, tx):
   return {"params": params, "opt_state": opt_state}
 
 
-def jit_step(task, tx, placed, *, ema_decay: float, micro_batches: int):
-  """`train_step` of a task, compiled: (state, batch, rng) -> state, metrics.
+def jit_step(placed, **settings):
+  """`train_step` compiled: (state, batch, rng) -> state, metrics.
 
   Args:
-    task: a `task.Task`.
-    tx: its optimizer.
     placed: shardings of the state, which is donated.
-    ema_decay: see `train_step`.
-    micro_batches: see `train_step`.
+    **settings: keywords of `train_step`.
   """
   return jax.jit(
-    functools.partial(
-      train_step,
-      loss_fn=task.loss_fn,
-      critic=task.critic,
-      dtype=task.dtype,
-      tx=tx,
-      ema_decay=ema_decay,
-      micro_batches=micro_batches,
-    ),
+    functools.partial(train_step, **settings),
     out_shardings=(placed, None),
     donate_argnames="state",
   )

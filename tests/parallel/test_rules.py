@@ -93,9 +93,9 @@ def test_every_rule_is_used():
 
 def test_weights_of_a_step_are_whole_over_the_sequence():
   path = "/params/transformer/blocks/mlp/up/kernel"
-  assert rules.spec_for(path) == P(None, None, ("tensor", "fsdp", "sequence"))
+  assert rules.spec_for(path) == P(None, "fsdp", ("tensor", "sequence"))
   weights = rules.spec_for(path, weights=True)
-  assert weights == P(None, None, ("tensor", "fsdp"))
+  assert weights == P(None, ("fsdp",), ("tensor",))
 
 
 @pytest.mark.parametrize("path", ["/params/odd", "/params/x/kernel"])
@@ -109,9 +109,7 @@ def test_the_scanned_axis_is_left_whole_and_moments_follow_parameters():
   state = STATES["goku debug"]()
   placed = rules.shardings(mesh, state)
   kernel = lambda tree: tree["transformer"]["blocks"]["mlp"]["down"]["kernel"]
-  assert kernel(placed.params).spec == P(
-    None, ("tensor", "fsdp", "sequence"), None
-  )
+  assert kernel(placed.params).spec == P(None, ("tensor", "sequence"), "fsdp")
   assert kernel(placed.ema) == kernel(placed.params)
   adam = placed.opt_state[1][0]
   assert kernel(adam.mu) == kernel(adam.nu) == kernel(placed.params)

@@ -1,0 +1,1 @@
+"""Plans: a configuration compiled for a pod that is not there."""

@@ -23,11 +23,11 @@ from ml_collections import config_dict
 
 from configs import common
 
-# Tokens of 241 frames, 61 of latents, rounded up to blocks of 1,024; packs.
+# Tokens of 241 frames, 61 of latents; rounded up to blocks; packs.
 RUNGS = {
-  "288p": (36_864, 96),
-  "480p": (99_328, 32),
-  "720p": (221_184, 16),
+  "288p": (35_136, 36_864, 96),
+  "480p": (98_820, 100_352, 32),
+  "720p": (219_600, 221_184, 16),
 }
 SIZES = {"288p": (288, 512), "480p": (480, 864), "720p": (720, 1280)}
 # Of 16 devices that share a pack, how many parts a ring joins: Ulysses alone
@@ -41,7 +41,7 @@ def get_config(arg=None):
   for key, known in (("variant", RINGS), ("res", RUNGS)):
     if arg[key] not in known:
       raise ValueError(f"{key}={arg[key]!r} is not one of {', '.join(known)}")
-  tokens, num_packs = RUNGS[arg.res]
+  longest, tokens, num_packs = RUNGS[arg.res]
   config = mlc.ConfigDict()
   config.stage, config.seed = "flow", 0
   common.training(
@@ -72,12 +72,15 @@ def get_config(arg=None):
     )
   )
   config.text = common.text()
-  config.attention = common.attention(block=1024)
+  config.attention = common.attention(block=1024, key_block=2048)
   config.attention.ring = RINGS[arg.variant]
   config.loss = dict(
     time_sampler="logit_normal",  # or uniform
     time_shift=1.0 if arg.res == "288p" else 3.0,  # above 1: nearer to noise
     caption_drop_rate=0.1,
+  )
+  config.plan = dict(  # what a pack is taken to hold, by the job plan
+    segment=96 if arg.debug else longest, text=64 if arg.debug else 512
   )
   # How slices are split, by plan: axes of the mesh as in `mesh`, and remat.
   split = dict(replica=1, fsdp=16, sequence=16, tensor=1)

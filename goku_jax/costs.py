@@ -164,6 +164,7 @@ def pack_flops(
   width: int,
   depth: int,
   block: int,
+  key_block: int | None = None,
   **sizes,
 ) -> float:
   """FLOPs that one forward of a pack executes: its attention by whole blocks.
@@ -173,12 +174,14 @@ def pack_flops(
     texts: number of text tokens of each.
     width: of the model.
     depth: layers.
-    block: queries, and keys, of a block of the attention kernel.
+    block: queries of a block of the attention kernel.
+    key_block: keys of it; as many by default.
     **sizes: further ones of `flow_flops`.
   """
   needed = sum(s**2 for s in segments)
-  blocks = attention_blocks(segments, block_q=block, block_k=block)
-  more = 4 * width * depth * (blocks * block**2 - needed)
+  key_block = key_block or block
+  blocks = attention_blocks(segments, block_q=block, block_k=key_block)
+  more = 4 * width * depth * (blocks * block * key_block - needed)
   return more + flow_flops(segments, texts, width=width, depth=depth, **sizes)
 
 

@@ -1,11 +1,21 @@
 """Measures speed and memory.
 
-  python -m goku_jax.bench --suite=vae --json=FILE
+  python -m goku_jax.bench --config=configs/digits.py --steps=20 --json=FILE
+  python -m goku_jax.bench --suite=vae
   python -m goku_jax.bench --suite=conv --rounds=10
   python -m goku_jax.bench --suite=packing
   python -m goku_jax.bench --suite=data --config=configs/digits.py \
     --config.data.path=LATENTS
   python -m goku_jax.bench --suite=peer --rounds=10
+
+The suite `step`, which is meant where none is named, times training steps of a
+flow config, on one batch that is there already and with the loader: the median
+and the fastest, and by the median tokens and model TFLOPs a second; `mfu` is
+their share of the chip's peak (of one product's, where the chip is not known),
+`matmul_share` of what matrix products of the MLPs' shapes reach on the same
+devices. `cold` and `warm` are a process with an empty compilation cache and
+one with what the first left there: seconds of tracing and compiling the step,
+and from the start of the process to the end of the first step.
 
 The suite `vae` encodes and decodes one clip by the autoencoder of CogVideoX's
 size and by diffusers' PyTorch module of the same weights, in turns, and tells
@@ -41,15 +51,15 @@ of their shape. Needs the extra `parity`.
 """
 
 import os
-import platform
 
 from absl import flags
 
 from goku_jax import job
 
-SUITES = ("vae", "conv", "packing", "data", "peer")
+SUITES = ("vae", "conv", "packing", "data", "peer", "step")
 
-flags.DEFINE_string("suite", None, f"what is measured: {', '.join(SUITES)}")
+flags.DEFINE_string("suite", "step", f"what is measured: {', '.join(SUITES)}")
+flags.DEFINE_integer("steps", 10, "that are timed", lower_bound=1)
 flags.DEFINE_integer("rounds", 3, "the fastest of them counts", lower_bound=1)
 flags.DEFINE_integer("num_frames", 17, "of the clip, 8k+1", lower_bound=1)
 flags.DEFINE_integer("size", 256, "pixels of its sides", lower_bound=8)
@@ -72,6 +82,7 @@ def main(
   calibrate=None,
   variant=None,
   tokens=None,
+  steps=10,
   config=None,
 ):
   """Returns the figures of the suite."""
@@ -82,17 +93,19 @@ def main(
     return _packing(
       rounds, calibrate, variant or "digits", tokens or 4096, dtype
     )
+  if suite == "step":
+    return _step(steps, config)
   if suite == "data":
     return _data(rounds, config)
   if config:
     raise job.UserError(f"--suite={suite} takes no --config: leave it out")
-  from goku_jax.bench import conv, peer, vae  # jax is slow to import
+  from goku_jax.bench import conv, machine, peer, vae  # jax is slow to import
 
   if suite == "peer":
     sizes = (variant or "small", tokens or peer.TOKENS)
-    return {**peer.compare(rounds, *sizes), **_machine("float32")}
+    return {**peer.compare(rounds, *sizes), **machine.describe("float32")}
   if suite == "conv":
-    return {**conv.compare(rounds, dtype), **_machine(dtype)}
+    return {**conv.compare(rounds, dtype), **machine.describe(dtype)}
   return {
     **vae.compare(rounds, (num_frames, size, size), width, dtype),
     "memory": {
@@ -100,50 +113,55 @@ def main(
       for length in lengths
       for way in vae.WAYS
     },
-    **_machine(dtype),
+    **machine.describe(dtype),
   }
 
 
 def _packing(rounds, calibrate, variant, tokens, dtype):
-  from goku_jax.bench import pack_times, packing
+  from goku_jax.bench import machine, pack_times, packing
 
   if not calibrate:
-    return {**packing.compare(rounds), **_machine("float32")}
+    return {**packing.compare(rounds), **machine.describe("float32")}
   job.make_folder(os.path.dirname(calibrate) or ".", "calibrate")
   table = pack_times.measure(rounds, variant, tokens, dtype)
   job.write_json(calibrate, table)
-  return {**table, "variant": variant, **_machine(dtype)}
+  return {**table, "variant": variant, **machine.describe(dtype)}
+
+
+def _step(steps, config):
+  if not config:
+    raise job.UserError("--suite=step needs a --config of stage=flow")
+  _check_stage(config)
+  from goku_jax.bench import step
+
+  return step.measure(config, steps)
+
+
+def _check_stage(config):
+  if config.get("stage") != "flow":
+    raise job.UserError("--config is not of stage=flow: give one that is")
 
 
 def _data(rounds, config):
+  from goku_jax.bench import machine
+
   if not config:
     from goku_jax.bench import decode
 
-    return {**decode.compare(rounds), **_machine("float32")}
-  if config.get("stage") != "flow":
-    raise job.UserError("--config is not of stage=flow: give one that is")
+    return {**decode.compare(rounds), **machine.describe("float32")}
+  _check_stage(config)
   from goku_jax.bench import data
 
-  return {**data.compare(config, rounds), **_machine(config.model.dtype)}
+  return {
+    **data.compare(config, rounds),
+    **machine.describe(config.model.dtype),
+  }
 
 
 def _read_length(text: str) -> int:
   if not text.isdecimal() or int(text) % 4 != 1:
     raise job.UserError(f"--memory_frames={text}: set lengths of 4k+1 frames")
   return int(text)
-
-
-def _machine(dtype):
-  """What the figures are of."""
-  import jax
-
-  return {
-    "dtype": dtype,
-    "device": jax.devices()[0].device_kind,
-    "cores": len(os.sched_getaffinity(0)),
-    "python": platform.python_version(),
-    "jax": jax.__version__,
-  }
 
 
 if __name__ == "__main__":

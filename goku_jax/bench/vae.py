@@ -17,6 +17,7 @@ import time
 import jax
 import numpy as np
 
+from goku_jax.bench import machine
 from goku_jax.convert import formats, tensors
 from goku_jax.models import vae, vae_stream
 from goku_jax.typing import UserError
@@ -129,7 +130,7 @@ def _ask(side, method):
 def _serve(connection, fns, peak_fn):
   while True:
     method = connection.recv()
-    _forget_peak()
+    machine.forget_peak()
     start = time.perf_counter()
     out = fns[method]()
     seconds = time.perf_counter() - start
@@ -186,7 +187,7 @@ def _small(connection, num_frames, size, way):
   params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 1, h, w, 3)))
   params = params["params"]
   noise = lambda n: rng.integers(0, 256, (1, n, size, size, 3), np.uint8)
-  _forget_peak()
+  machine.forget_peak()
   if way == "stream":
     frames = (noise(n) for n in (1, *[t] * ((num_frames - 1) // t)))
     moments = vae_stream.stream(model, params, frames, "encode")
@@ -199,18 +200,5 @@ def _small(connection, num_frames, size, way):
   connection.send(_peak() / GIB)
 
 
-def _forget_peak():
-  """Lets the process's peak count from now on; of an accelerator none can."""
-  with contextlib.suppress(OSError):
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
-
-
 def _peak() -> int:
-  """Bytes: of the accelerator, or of the process where there is none."""
-  stats = jax.local_devices()[0].memory_stats()
-  if stats:
-    return stats["peak_bytes_in_use"]
-  for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-    if line.startswith("VmHWM:"):
-      return int(line.split()[1]) * 1024
-  raise UserError("this system does not tell the peak memory of a process")
+  return machine.peak_memory()[0]

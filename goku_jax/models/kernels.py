@@ -14,13 +14,16 @@ from goku_jax.typing import UserError
 NAMES = ("auto", "chunked", "splash")
 
 
-def choose(kernel: str, *, block: int, platform: str | None = None):
+def choose(
+  kernel: str, *, block: int, key_block: int, platform: str | None = None
+):
   """A kernel by its name.
 
   Args:
     kernel: "chunked" runs anywhere, "splash" on TPUs; "auto" is what is fast.
-    block: queries, and keys, that splash takes at once, a multiple of 128:
-      large ones are fast, small ones skip more of packs of short segments.
+    block: queries that splash takes at once, a multiple of 128: large ones are
+      fast, small ones skip more of packs of short segments.
+    key_block: keys that it takes at once.
     platform: what it will run on; JAX's default.
 
   Raises:
@@ -40,8 +43,9 @@ def choose(kernel: str, *, block: int, platform: str | None = None):
     return attention.attend
   from goku_jax.models import splash  # Pallas, not before it is needed
 
-  if block < splash.LANES or block % splash.LANES:
-    raise UserError(
-      f"attention.block={block}: set a multiple of {splash.LANES}, as 1024"
-    )
-  return functools.partial(splash.attend, block=block)
+  for name, size in (("block", block), ("key_block", key_block)):
+    if size < splash.LANES or size % splash.LANES:
+      raise UserError(
+        f"attention.{name}={size}: set a multiple of {splash.LANES}, as 1024"
+      )
+  return functools.partial(splash.attend, block=block, key_block=key_block)

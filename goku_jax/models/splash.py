@@ -38,6 +38,7 @@ def attend(
   k_ids_BS,
   *,
   block: int,
+  key_block: int,
   interpret: bool = False,
 ):
   """As `models/attention.py` has it, on a TPU.
@@ -48,12 +49,13 @@ def attend(
     v_BSNK: values.
     q_ids_BL: segment of each query.
     k_ids_BS: of each key.
-    block: queries, and keys, that a kernel takes at once.
+    block: queries that a kernel takes at once.
+    key_block: keys that it fetches at once.
     interpret: run on any machine, slowly.
   """
   K, L = q_BLNK.shape[-1], q_BLNK.shape[1]
   rounded = lambda n: -(-n // LANES) * LANES
-  blocks = min(block, rounded(L)), min(block, rounded(k_BSNK.shape[1]))
+  blocks = min(block, rounded(L)), min(key_block, rounded(k_BSNK.shape[1]))
   pad = lambda x, to: jnp.pad(
     x, ((0, 0), (0, -x.shape[1] % to), *[(0, 0)] * (x.ndim - 2))
   )

@@ -21,12 +21,15 @@ def main(config, workdir):
     raise job.UserError(
       f"config.stage={config.get('stage')!r} is not trained: use flow or vae"
     )
+  from goku_jax.parallel import multihost  # jax is slow to import
+
+  multihost.initialize()
   job.check_workdir(
     workdir,
     config,
     same=("stage", "seed", "model", "data", "loss", "optim"),
     moves=("data.path",),
-    free=("data.threads", "data.decoder"),
+    free=("data.threads", "data.decoder", "model.remat"),
   )
   if config.optim.schedule == "cosine":
     job.check_workdir(
@@ -35,7 +38,7 @@ def main(config, workdir):
       same=("total_steps",),
       why="the cosine ends there, only optim.schedule=constant may be extended",
     )
-  from goku_jax.train import loop  # jax is slow to import, and --help is not
+  from goku_jax.train import loop
 
   metrics = loop.train(config, workdir)
   return {**metrics, "seconds": time.perf_counter() - started}

@@ -54,7 +54,7 @@ def _make_task(config, mesh, opened):
     lookahead=data.lookahead,
     seed=config.seed,
     ranks=count_ranks(mesh),
-    cost_fn=_pack_cost(model.config, data.cost_table, config.attention.block),
+    cost_fn=_pack_cost(model.config, data.cost_table, config.attention),
     **_groups(data, opened),
   )
   run = Restored(config, make_model(config, codec), None, codec, 0, opened.text)
@@ -177,17 +177,18 @@ def _check_conditions(model, source):
     )
 
 
-def _sizes(cfg) -> dict:
+def sizes_of(cfg) -> dict:
   """Sizes of the transformer, as the formulas of FLOPs take them."""
   names = ("width", "depth", "mlp_ratio", "patch_width", "text_width")
   return {name: getattr(cfg, name) for name in names}
 
 
-def _pack_cost(cfg, table, block):
+def _pack_cost(cfg, table, attention):
   """Cost of a pack to its rank: measured times, else FLOPs by blocks."""
   if table:
     return costs.calibrated(table)
-  return functools.partial(costs.pack_flops, block=block, **_sizes(cfg))
+  blocks = {name: attention[name] for name in ("block", "key_block")}
+  return functools.partial(costs.pack_flops, **blocks, **sizes_of(cfg))
 
 
 def _step_flops(cfg, planner, step) -> float:
@@ -195,7 +196,7 @@ def _step_flops(cfg, planner, step) -> float:
   index = [i for pack in step for i, _ in pack]
   tokens, texts = planner.sizes[index].T.tolist()
   return costs.training_flops(
-    tokens, texts if cfg.text_width else (), **_sizes(cfg)
+    tokens, texts if cfg.text_width else (), **sizes_of(cfg)
   )
 
 
@@ -210,7 +211,7 @@ def _work(cfg, batch) -> tuple[float, int]:
   flops = costs.training_flops(
     segments[segments > 0].tolist(),
     texts[texts > 0].tolist() if cfg.text_width else (),
-    **_sizes(cfg),
+    **sizes_of(cfg),
   )
   return flops, int(segments.sum())
 

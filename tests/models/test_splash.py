@@ -55,7 +55,9 @@ def results(attend, ids, dtype):
 
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients_are_those_of_the_reference(name):
-  kernel = functools.partial(splash.attend, block=128, interpret=True)
+  kernel = functools.partial(
+    splash.attend, block=128, key_block=256, interpret=True
+  )
   found = results(kernel, CASES[name], jnp.float32)
   for one, two in zip(
     found, results(attention.attend, CASES[name], jnp.float32), strict=True
@@ -64,7 +66,9 @@ def test_values_and_gradients_are_those_of_the_reference(name):
 
 
 def test_queries_without_keys_are_exactly_zero_with_zero_gradients():
-  kernel = functools.partial(splash.attend, block=128, interpret=True)
+  kernel = functools.partial(
+    splash.attend, block=128, key_block=256, interpret=True
+  )
   out, lse, dq, _, _ = results(kernel, CASES["padded"], jnp.float32)
   assert (out[0, 40:] == 0).all()
   assert (out[1] == 0).all()
@@ -99,11 +103,14 @@ def test_a_skipped_pair_fetches_nothing_new():
 
 
 def test_kernels_are_chosen_by_name_and_platform():
-  choose = functools.partial(kernels.choose, block=256)
+  choose = functools.partial(kernels.choose, block=256, key_block=512)
   assert choose("auto") is attention.attend
   assert choose("chunked", platform="tpu") is attention.attend
   chosen = choose("auto", platform="tpu")
-  assert (chosen.func, chosen.keywords) == (splash.attend, {"block": 256})
+  assert (chosen.func, chosen.keywords) == (
+    splash.attend,
+    {"block": 256, "key_block": 512},
+  )
   for name, options, says in (
     ("fast", {}, "kernel='fast' is not one of auto, chunked"),
     ("splash", {}, "splash runs on TPUs, and this is a cpu"),

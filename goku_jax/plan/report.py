@@ -1,0 +1,148 @@
+"""What a compiled step costs at least, on chips that are not there.
+
+Compute is the larger part of a long clip's step. A device's share of matrix
+products takes FLOPs over the chip's peak, those of what is computed again
+included; attention takes the bundles that the compiler scheduled for a pair of
+blocks, times the pairs, over the clock. No wait is in either, so their sum is a
+floor of the step's time, and the model FLOPs over it a ceiling of its MFU.
+
+Traffic, of an array of V bytes that a ring of n devices holds in parts (the
+scaling book, chapter 3), W bytes/s through a device both ways: V / W for
+all-gather and reduce-scatter, twice for all-reduce, V / 4W for all-to-all. A
+group that spans two axes of the torus is faster than that.
+"""
+
+import math
+from typing import NamedTuple
+
+from goku_jax import costs
+from goku_jax.parallel import rules
+from goku_jax.parallel.batch import count_ranks
+from goku_jax.plan import program
+
+GIB = 2**30
+EXCHANGES = ("all-to-all", "collective-permute")
+LIMIT = 0.9  # of HBM that a plan may hold
+
+
+class Work(NamedTuple):
+  """What a batch asks of the model, by formula (`costs`)."""
+
+  model: float  # FLOPs of a training step, all devices
+  attention: float  # those of self-attention among them
+  blocks: int  # pairs of blocks of a pack
+
+
+def work_of(config, sizes) -> Work:
+  """FLOPs of packs that each hold the segment `config.plan` names."""
+  data, plan, blocks = config.data, config.plan, config.attention
+  texts = (plan.text,) if sizes["text_width"] else ()
+  model = costs.training_flops((plan.segment,), texts, **sizes)
+  attention = 12 * plan.segment**2 * sizes["width"] * sizes["depth"]
+  pairs = costs.attention_blocks(
+    (plan.segment,), block_q=blocks.block, block_k=blocks.key_block
+  )
+  return Work(data.num_packs * model, data.num_packs * attention, pairs)
+
+
+def compute(config, model, mesh, chip, bundles) -> dict:
+  """Seconds of products and of attention on a device; ceilings of MFU.
+
+  Args:
+    config: of the step.
+    model: the flow model of it.
+    mesh: of its devices.
+    chip: `costs.Chip`.
+    bundles: `bundles.count` of the kernels, or None.
+  """
+  cfg = model.config
+  sizes = {
+    name: getattr(cfg, name)
+    for name in ("width", "depth", "mlp_ratio", "patch_width", "text_width")
+  }
+  work = work_of(config, sizes)
+  again = 0 if cfg.remat == "none" else 1
+  linear = (work.model - work.attention) * (3 + again) / 3
+  linear_seconds = linear / mesh.size / chip.flops
+  found = {
+    "model_flops": work.model,
+    "attention_share": work.attention / work.model,
+    "linear_seconds": linear_seconds,
+  }
+  if not bundles or not chip.clock:
+    return found
+  kept = "attention" in cfg.remat or not again
+  forwards = 1 if kept else 2
+  cycles = forwards * bundles["forward"] + bundles["dq"] + bundles["dkv"]
+  ring = config.attention.ring
+  ulysses = mesh.shape[rules.TOKENS] // ring
+  heads = math.ceil(cfg.num_heads / mesh.shape[rules.HEADS] / ulysses)
+  packs = config.data.num_packs / count_ranks(mesh)
+  pairs = packs * heads * cfg.depth * work.blocks / ring
+  seconds = pairs * cycles / (chip.cores * chip.clock)
+  floor = linear_seconds + seconds
+  peak = mesh.size * chip.flops
+  return found | {
+    "attention_seconds": seconds,
+    "compute_seconds": floor,
+    "attention_ceiling": work.attention / peak / seconds,
+    "mfu_ceiling": work.model / peak / floor,
+  }
+
+
+def traffic_seconds(collective, chip) -> float:
+  """Seconds of all runs of a collective in a step, over one ring."""
+  if not chip.link_speed:
+    return math.nan
+  both_ways = 2 * chip.link_speed
+  n, size = collective.group, collective.bytes
+  whole = {
+    "all-gather": size,
+    "all-reduce": 2 * size,
+    "reduce-scatter": size * n,
+    "all-to-all": size * n / 4,
+    "collective-permute": size,
+  }[collective.kind]
+  return collective.times * whole / both_ways
+
+
+def tell_collectives(found, chip) -> list[dict]:
+  """Alike collectives of the scan over layers together, the dearest first."""
+  rows = {}
+  for one in found:
+    name = one.source.rpartition("/while/body/closed_call/")[2]
+    key = one.kind, one.dtype, one.shape, one.group, one.loops > 0, name
+    row = rows.setdefault(
+      key, {"count": 0, "seconds": 0.0, "times": one.times, "bytes": one.bytes}
+    )
+    row["count"] += 1
+    row["seconds"] += traffic_seconds(one, chip)
+  named = [
+    dict(
+      kind=kind,
+      array=f"{dtype}[{','.join(map(str, shape))}]",
+      group=group,
+      in_layers=in_layers,
+      source=name,
+      **row,
+    )
+    for (kind, dtype, shape, group, in_layers, name), row in rows.items()
+  ]
+  return sorted(
+    named, key=lambda row: -row["count"] * row["times"] * row["bytes"]
+  )
+
+
+def tell_memory(memory: program.Memory, state_bytes: int, chip) -> dict:
+  """GiB of a device by kind, and the share of its HBM."""
+  parts = {
+    "state": state_bytes,
+    "batch": max(memory.arguments - state_bytes, 0),
+    "activations_and_temporaries": memory.temporary,
+    "program": memory.code,
+    "live": memory.live,
+  }
+  told = {f"{name}_gib": size / GIB for name, size in parts.items()}
+  if memory.host:
+    told["host_gib"] = memory.host / GIB
+  return {"hbm_share": memory.live / chip.hbm, "hbm_gib": chip.hbm / GIB} | told

@@ -1,0 +1,82 @@
+"""Devices of TPU slices that are not there.
+
+libtpu compiles for any topology it knows, on any machine; it is the extra
+`tpu`. Without it as many pretend CPU devices take the place of the slice.
+"""
+
+import importlib.util
+import math
+import os
+import re
+
+from goku_jax.typing import UserError
+
+EXAMPLES = {  # a slice of each generation, and JAX devices of a chip
+  "v4": ("v4:4x4x4", 2),
+  "v5e": ("v5e:16x16", 1),
+  "v5p": ("v5p:8x8x4", 1),
+  "v6e": ("v6e:16x16", 1),
+  "tpu7x": ("tpu7x:4x4x4", 2),
+}
+# No chip is looked for, no metadata server asked, nothing said about either;
+# another process may hold libtpu.
+ENVIRONMENT = {
+  "JAX_PLATFORMS": "cpu",
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_ACCELERATOR_TYPE": "v5p-8",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  "TPU_STDERR_LOG_LEVEL": "3",
+  "TPU_MIN_LOG_LEVEL": "3",
+}
+
+
+def set_environment():
+  """What must be set before JAX is imported."""
+  for name, value in ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
+
+
+def has_compiler() -> bool:
+  """Whether libtpu is installed."""
+  return importlib.util.find_spec("libtpu") is not None
+
+
+def find_devices(name: str, slices: int = 1) -> list:
+  """Devices of a topology such as "v5p:8x8x4", to compile for.
+
+  Without libtpu, pretend CPU devices, as many.
+
+  Args:
+    name: generation and chips along each axis.
+    slices: how many of them a slower network joins.
+
+  Raises:
+    UserError: there is no such topology.
+  """
+  known = ", ".join(example for example, _ in EXAMPLES.values())
+  match = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name)
+  if not match or match[1] not in EXAMPLES or slices < 1:
+    raise UserError(
+      f"--topology={name} with --slices={slices} is none: name one as {known}"
+    )
+  if not has_compiler():
+    chips = math.prod(map(int, match[2].split("x")))
+    return _pretend(chips * EXAMPLES[match[1]][1] * slices)
+  from jax.experimental import topologies
+
+  more = {"num_slices": slices} if slices > 1 else {}
+  try:
+    return topologies.get_topology_desc(name, "tpu", **more).devices
+  except Exception as error:  # of libtpu, which says what is wrong in a line
+    raise UserError(
+      f"--topology={name} is none that libtpu knows: name one as {known}"
+      f" ({str(error).splitlines()[0][:200]})"
+    ) from error
+
+
+def _pretend(count):
+  import jax
+
+  jax.config.update("jax_num_cpu_devices", count)
+  return jax.devices("cpu")

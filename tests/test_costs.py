@@ -43,20 +43,26 @@ def test_packing_adds_up_and_padding_costs_nothing():
   assert costs.flow_flops([64, 0], **image) == costs.flow_flops([64], **image)
 
 
-def _product_flops(jaxpr):
-  """FLOPs of the matrix products in a jaxpr, scans multiplied out."""
+def _product_flops(jaxpr, swap):
+  """FLOPs of the matrix products in a jaxpr, scans multiplied out.
+
+  RoPE's exchange of pairs, a product with a matrix of the shape `swap`, is no
+  work of the model.
+  """
   total = 0
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == "dot_general":
       (contracted, _), _ = eqn.params["dimension_numbers"]
       sizes = eqn.invars[0].aval.shape
+      if eqn.invars[1].aval.shape == swap:
+        continue
       depth = 1
       for dim in contracted:
         depth *= sizes[dim]
       total += 2 * depth * eqn.outvars[0].aval.size
     times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
     for inner in jaxprs_in_params(eqn.params):
-      total += times * _product_flops(inner)
+      total += times * _product_flops(inner, swap)
   return total
 
 
@@ -93,7 +99,7 @@ def test_formula_counts_the_products_of_the_model(text_width):
     text_width=text_width,
   )
   # Beyond the formula: the time's MLP and spreading what belongs to a segment.
-  assert flops <= _product_flops(jaxpr.jaxpr) <= 1.03 * flops
+  assert flops <= _product_flops(jaxpr.jaxpr, (128, 128)) <= 1.03 * flops
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ Letters: L queries, S keys, N heads, K head width; Q, R blocks of queries, keys.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info
 from goku_jax.models.attention import NOTHING, keep
 
 LANES = 128  # a block is a multiple
+AT_ONCE = 1024  # keys multiplied at once: more of them overflow a core's memory
 NO_ID = jnp.iinfo(jnp.int32).min  # of queries that look for nothing
 
 
@@ -129,6 +131,11 @@ def _tables(q_ids_L, k_ids_S, blocks):
   return _table(along_keys, 1), _table(meet_QR, 0)
 
 
+def _at_once(block_k: int) -> int:
+  """Keys of a block that are multiplied at once."""
+  return math.gcd(block_k, AT_ONCE)
+
+
 COMMON = dict(
   is_mqa=False,
   mask_value=splash.DEFAULT_MASK_VALUE,
@@ -153,7 +160,7 @@ def _forward(q, k, v, q_ids, k_ids, blocks, interpret):
     v,
     splash.SegmentIds(q_ids, k_ids),
     None,
-    block_sizes=splash.BlockSizes(block_q, block_k, block_k),
+    block_sizes=splash.BlockSizes(block_q, block_k, _at_once(block_k)),
     residual_checkpoint_name=None,
     save_residuals=True,
     interpret=interpret,
@@ -196,7 +203,7 @@ def _backward(blocks, interpret, found, cotangents):
   _, dk, dv = splash._splash_attention_bwd_dkv(
     *args,
     mask_info=along_queries,
-    bkv_compute=block_k,
+    bkv_compute=_at_once(block_k),
     use_fused_bwd_kernel=False,
     **options,
   )

@@ -83,7 +83,7 @@ def make_plan(config, name: str, slices: int = 1) -> dict:
       "token_exchange_seconds": tokens,
       "token_exchange_share": floor and tokens / floor,
       "collectives": _kinds(exchanged),
-      }
+    }
   )
 
 

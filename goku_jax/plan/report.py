@@ -141,8 +141,10 @@ def tell_memory(memory: program.Memory, state_bytes: int, chip) -> dict:
     "activations_and_temporaries": memory.temporary,
     "program": memory.code,
     "live": memory.live,
+    "compilers_peak": memory.peak or 0,
   }
   told = {f"{name}_gib": size / GIB for name, size in parts.items()}
   if memory.host:
     told["host_gib"] = memory.host / GIB
-  return {"hbm_share": memory.live / chip.hbm, "hbm_gib": chip.hbm / GIB} | told
+  most = max(memory.live, memory.peak or 0)  # either count may be the larger
+  return {"hbm_share": most / chip.hbm, "hbm_gib": chip.hbm / GIB} | told

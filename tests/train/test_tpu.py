@@ -32,6 +32,7 @@ def compile_step(topology, variant, *, L, **sizes):
     variant,
     dtype="bfloat16",
     attention_fn=shard_attention(attention.attend, mesh),
+    weights_fn=rules.scatter_gradients,
     **sizes,
   )
   config = runs.read_config()
@@ -42,7 +43,8 @@ def compile_step(topology, variant, *, L, **sizes):
     x.shape, x.dtype, sharding=sharding
   )
   with meshes.use(mesh):
-    init = lambda rng: init_state(init_params(model, rng), tx)
+    plain = goku.make_goku(variant, **sizes)
+    init = lambda rng: init_state(init_params(plain, rng), tx)
     rng = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(init, rng)
     placed = rules.shardings(mesh, state)

@@ -88,6 +88,7 @@ def alone(batch):
   return run
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_three_steps_are_those_of_one_device(name, batch, alone):
   axes, ring, num_heads = STRATEGIES[name]

@@ -1,0 +1,184 @@
+"""Plans of the debug config: whole with the TPU's compiler, or refused."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from goku_jax import config, costs
+from goku_jax.plan import bundles, program, report, step, topology
+from goku_jax.plan import plan as plans
+from goku_jax.typing import UserError
+from tests import runs
+
+SPEC = f"{runs.ROOT}/configs/joint.py:"
+
+
+def read(arg, **overrides):
+  found = config.read_config(SPEC + arg)
+  with found.unlocked():
+    found.update_from_flattened_dict(
+      {key.replace("__", "."): value for key, value in overrides.items()}
+    )
+  return found.lock()
+
+
+@pytest.mark.tpu
+def test_the_job_plans_and_says_so_in_json(tmp_path):
+  path = tmp_path / "plan.json"
+  runs.run_job(
+    "plan",
+    f"--config={SPEC}debug",
+    "--config.mesh.sequence=2",
+    "--topology=v5e:2x4",
+    f"--json={path}",
+  )
+  found = json.loads(path.read_text())
+  assert found["mesh"] == dict(replica=1, fsdp=4, sequence=2, tensor=1)
+  assert 0 < found["hbm_share"] < 0.1
+  assert 0 < found["mfu_ceiling"] < 1
+  assert 0 < found["token_exchange_share"] < 1
+  layer = found["collectives"]["a_layer"]
+  # Queries, keys, values there and the output back: forward, again, backward.
+  assert layer["all-to-all"]["count"] == 12
+  assert "parameters" in found
+  assert "model_flops" in found
+
+
+@functools.cache
+def compiled(mesh, **sizes):
+  """Text and memory of a small wide step on eight TPUs, and its state."""
+  sizes = {f"model__{key}": value for key, value in sizes.items()}
+  found = read(
+    "debug",
+    model__width=512,
+    model__num_heads=8,
+    model__dtype="bfloat16",
+    model__remat="keep_attention",
+    data__pack__tokens=1024,
+    data__num_packs=8,
+    **{f"mesh__{key}": value for key, value in mesh},
+    **sizes,
+  )
+  lowered = step.lower_step(found, topology.find_devices("v5e:2x4"))
+  done = lowered.lowered.compile()
+  return done.as_text(), program.memory(done), lowered.state
+
+
+MESHES = {
+  "fsdp": (("fsdp", 8),),
+  "fsdp x sequence": (("fsdp", 4), ("sequence", 2)),
+}
+
+
+@pytest.mark.tpu
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", MESHES)
+def test_layers_reduce_no_weights_and_gather_no_tokens(name):
+  text, memory, state = compiled(MESHES[name])
+  inside = [x for x in program.collectives(text) if x.loops]
+  weight = 512 * 512  # the smallest of a layer; text's gradients are none
+  large = lambda kind: [
+    x for x in inside if x.kind == kind and np.prod(x.shape) >= weight
+  ]
+  assert not [x for x in large("all-reduce") if "psum" not in x.source]
+  assert len(large("all-gather")) >= 8
+  assert not [x for x in large("all-gather") if x.shape[-2:] == (1024, 512)]
+  donated = sum(
+    np.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(state)
+  )
+  assert memory.aliased == pytest.approx(donated, rel=0.1)
+
+
+@pytest.mark.tpu
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_layers_make_no_array_of_all_modulations_or_pairs_of_tokens():
+  text, *_ = compiled(MESHES["fsdp x sequence"])
+  for array in program.shapes(text):
+    assert np.prod(array.shape) < 1024 * 1024 * 2, array  # S x S of a pack
+    assert array.shape[-1] != 6 * 512 or 512 not in array.shape[:-1], array
+
+
+def test_a_topology_that_is_none_names_the_known():
+  for name in ("v7:4x4", "v5p-256", "v5p", "v5p:0"):
+    with pytest.raises(UserError, match=r"name one as v4:4x4x4, v5e:16x16"):
+      topology.find_devices(name)
+
+
+def test_a_mesh_that_does_not_make_the_slice_is_refused():
+  devices = topology.find_devices("v5e:2x4")
+  with pytest.raises(UserError, match="does not make 8 devices"):
+    step.lower_step(read("debug", mesh__fsdp=3), devices)
+  with pytest.raises(UserError, match=r"tensor=4 does not divide .* 2 heads"):
+    step.lower_step(read("debug", mesh__tensor=4), devices)
+
+
+@pytest.mark.tpu
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_step_that_does_not_fit_says_by_how_much_and_what_would():
+  found = read(
+    "variant=2b,res=288p",
+    model__depth=2,
+    model__remat="none",
+    data__num_packs=64,
+    data__pack__tokens=131_072,
+  )
+  with pytest.raises(UserError) as refusal:
+    plans.make_plan(found, "v5e:2x2")
+  says = str(refusal.value)
+  assert "of a device's 15.75G" in says
+  assert "set --config.model.remat=full or --config.micro_batches=2" in says
+
+
+def test_work_is_the_formula_of_costs():
+  found = read("variant=8b,res=720p")
+  sizes = dict(
+    width=3072, depth=40, mlp_ratio=4, patch_width=64, text_width=2048
+  )
+  work = report.work_of(found, sizes)
+  one = costs.training_flops((219_600,), (512,), **sizes)
+  assert work.model == 16 * one
+  assert work.attention / work.model == pytest.approx(0.91, abs=0.01)
+  assert work.blocks == 215 * 108  # 1,024 queries by 2,048 keys
+
+
+def test_keeping_attention_raises_the_ceiling():
+  sizes = dict(replica=1, fsdp=16, sequence=16, tensor=1)
+  mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
+  schedule = dict(forward=10_819, dq=11_700, dkv=16_628)
+  chip = costs.find_chip("TPU v5")
+  found = {}
+  for remat in ("full", "keep_attention"):
+    arg = read("variant=8b,res=720p", model__remat=remat)
+    model = step.make_goku(**arg.model)
+    found[remat] = report.compute(arg, model, mesh, chip, schedule)
+  assert found["keep_attention"]["mfu_ceiling"] == pytest.approx(
+    0.327, abs=0.01
+  )
+  ratio = found["full"]["mfu_ceiling"] / found["keep_attention"]["mfu_ceiling"]
+  assert 0.7 < ratio < 0.85
+
+
+def test_traffic_of_a_ring_is_the_scaling_books():
+  chip = costs.Chip(1.0, link_speed=50e9)
+  one = program.Collective("all-gather", 10**9, 4, 1, 16, "bf16", (), "")
+  seconds = lambda kind: report.traffic_seconds(one._replace(kind=kind), chip)
+  assert seconds("all-gather") == pytest.approx(4 * 0.01)
+  assert seconds("all-reduce") == pytest.approx(4 * 0.02)
+  # Of a part of a sixteenth: in all sixteen times as much, of it a quarter.
+  assert seconds("all-to-all") == pytest.approx(4 * 0.04)
+
+
+@pytest.mark.tpu
+def test_wider_heads_take_no_more_bundles():
+  narrow, wide = (bundles.count("v5p:2x2x1", k, 512, 512) for k in (64, 128))
+  assert narrow.keys() == {"forward", "dq", "dkv"}
+  for name, count in narrow.items():
+    assert count > 512 * 512 * 64 * 4 / 131_072  # two products at the least
+    assert wide[name] < 1.1 * count

@@ -93,6 +93,96 @@ def test_half_precision_stays_near_and_keeps_its_type():
   np.testing.assert_allclose(np.float32(half), run(qkv), atol=0.03)
 
 
+def both(qkv, ids, chunk, monkeypatch):
+  """Output, log-sum-exp and gradients, by one product and by chunks."""
+  qkv = [jnp.asarray(x) for x in qkv]
+  rng = np.random.default_rng(1)
+  weights = [
+    jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    for shape in (qkv[0].shape, qkv[0].shape[:3])
+  ]
+
+  def results(few):
+    monkeypatch.setattr(attention, "FEW_LOGITS", few)
+
+    def loss(q, k, v):
+      out, lse = attention.attend(q, k, v, *ids, chunk=chunk)
+      seen = jnp.where(lse > attention.NOTHING, lse, 0)
+      return (out * weights[0]).sum() + (seen * weights[1]).sum(), (out, lse)
+
+    grads, found = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*qkv)
+    return [np.asarray(x, np.float32) for x in (*found, *grads)]
+
+  return results(1 << 22), results(0)
+
+
+def long_inputs(lengths, S=None):
+  """Segments in a row, then padding: 61 queries, and as many keys or `S`."""
+  ids = np.repeat(1 + np.arange(len(lengths)), lengths)
+  q_ids = np.pad(ids, (0, 61 - len(ids)))[None]
+  k_ids = q_ids if S is None else np.arange(S)[None] % 5
+  rng = np.random.default_rng(2)
+  draw = lambda n: rng.standard_normal((1, n, 2, 8), np.float32)
+  n = k_ids.shape[1]
+  return [draw(61), draw(n), draw(n)], (jnp.asarray(q_ids), jnp.asarray(k_ids))
+
+
+LAYOUTS = {  # and a chunk
+  "whole": (([61],), 16),
+  "packed": (([5, 20, 11, 3, 15],), 8),
+  "padding alone": (([],), 61),
+  "text": (([5, 20, 11, 3, 15], 29), 16),  # keys of a segment are far apart
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_values_log_sums_and_gradients_of_both_walks_agree(layout, monkeypatch):
+  args, chunk = LAYOUTS[layout]
+  found = both(*long_inputs(*args), chunk, monkeypatch)
+  for few, walked in zip(*found, strict=True):
+    np.testing.assert_allclose(few, walked, rtol=1e-4, atol=1e-5)
+
+
+def test_the_log_sum_is_of_the_logits(monkeypatch):
+  (q, k, v), ids = long_inputs([5, 20, 11])
+  same = (ids[0][0, :, None] == ids[1][0]) & (ids[0][0, :, None] != 0)
+  logits = np.einsum("LNK,SNK->LSN", q[0], k[0]) / np.sqrt(8)
+  total = np.where(same[..., None], np.exp(logits), 0).sum(1)
+  expected = np.log(total, where=total > 0, out=np.full(total.shape, -1e30))
+  for found in both((q, k, v), ids, 8, monkeypatch):
+    np.testing.assert_allclose(found[1][0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_chunks_in_half_precision_stay_near_the_batched_product(monkeypatch):
+  qkv, ids = long_inputs([5, 20, 11, 3, 15])
+  half = [jnp.asarray(x, jnp.bfloat16) for x in qkv]
+  for few, walked in zip(*both(half, ids, 16, monkeypatch), strict=True):
+    np.testing.assert_allclose(few, walked, atol=0.05)
+  monkeypatch.setattr(attention, "FEW_LOGITS", 0)
+  out, lse = attention.attend(*half, *ids)
+  assert (out.dtype, lse.dtype) == (jnp.bfloat16, jnp.float32)
+
+
+def test_no_array_of_a_long_pack_is_as_large_as_its_logits(monkeypatch):
+  monkeypatch.setattr(attention, "FEW_LOGITS", 0)
+  L = 4096
+  x, ids = jnp.zeros((1, L, 1, 16)), jnp.ones((1, L), jnp.int32)
+  attend = attention.segment_attention
+  loss = lambda q, k, v: attend(q, k, v, ids, ids, chunk=512).sum()
+  step = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile()
+  assert step.memory_analysis().temp_size_in_bytes < 4 * L * L / 2
+
+
+def test_chunks_that_share_no_segment_are_passed_over():
+  """Four chunks of queries; keys in two blocks of five."""
+  q_ids = jnp.array([[1, 1], [1, 2], [3, 0], [0, 0]], jnp.int32)
+  none = attention.NO_ID
+  k_ids = jnp.array([[1, 1, 1, 2, 2], [2, 4, none, none, none]], jnp.int32)
+  first, end = attention._reach(q_ids, k_ids)
+  blocks = [list(range(*x)) for x in zip(first, end, strict=True)]
+  assert blocks == [[0], [0, 1], [1], []]
+
+
 def test_queries_and_keys_are_normalised_before_the_split_into_heads():
   """The scale of one head's queries survives; the scale of all does not."""
   layer = attention.Attention(num_heads=2)

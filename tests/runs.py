@@ -34,12 +34,12 @@ VAE_SIZES = dict(
 )
 
 
-def start_job(name, *arguments):
+def start_job(name, *arguments, **environment):
   """A job as its users run it, in a process of its own on one device."""
   return subprocess.Popen(
     [sys.executable, "-m", f"goku_jax.{name}", *arguments],
     cwd=ROOT,
-    env=os.environ | {"XLA_FLAGS": ""},
+    env=os.environ | {"XLA_FLAGS": ""} | environment,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
   )

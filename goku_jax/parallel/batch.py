@@ -1,9 +1,10 @@
-"""Rows of a batch: their number, and each host's share on its devices."""
+"""Rows of a batch: each host's share to its devices, and results back."""
 
 import math
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -68,6 +69,23 @@ def own_rows(mesh: Mesh, count: int) -> np.ndarray:
   sharding = NamedSharding(mesh, P(rules.BATCH))
   held = sharding.addressable_devices_indices_map((count,)).values()
   return np.unique(np.concatenate([np.arange(count)[rows] for (rows,) in held]))
+
+
+def count_readers(mesh: Mesh) -> float:
+  """How many shares like that of this process make a whole batch."""
+  ranks = count_ranks(mesh)
+  return ranks / len(own_rows(mesh, ranks))
+
+
+def fetch(tree):
+  """Arrays of a mesh, whole on the host of every process; all call it."""
+
+  def whole(x):
+    if x.is_fully_addressable:
+      return jax.device_get(x)
+    return multihost_utils.process_allgather(x, tiled=True)
+
+  return jax.tree.map(whole, tree)
 
 
 def place(mesh: Mesh, batch: dict) -> dict:

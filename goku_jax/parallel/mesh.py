@@ -71,6 +71,11 @@ def make_local_mesh() -> Mesh:
   return make_mesh(devices=jax.local_devices())
 
 
+def make_one_device_mesh() -> Mesh:
+  """A mesh of one device of this process, for what it computes by itself."""
+  return make_mesh(devices=jax.local_devices()[:1])
+
+
 @contextlib.contextmanager
 def use(mesh: Mesh):
   """Enters the mesh and the activation rules together, never one alone."""

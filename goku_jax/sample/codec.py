@@ -11,6 +11,7 @@ import numpy as np
 
 from goku_jax import trees, weights
 from goku_jax.models import vae, vae_stream
+from goku_jax.parallel import mesh as meshes
 from goku_jax.typing import UserError
 
 FOLDER = "vae"
@@ -90,7 +91,9 @@ def decode(codec: Codec, latents: list[np.ndarray]) -> list[np.ndarray]:
 def _pixels(codec: Codec, latents_BTHWC: np.ndarray) -> np.ndarray:
   video = latents_BTHWC * codec.std + codec.mean
   if codec.model:
-    video = vae_stream.decode(codec.model, codec.params, video)
+    # Its parameters may be on one device, and one process may decode alone.
+    with meshes.use(meshes.make_one_device_mesh()):
+      video = vae_stream.decode(codec.model, codec.params, video)
   return to_uint8(video)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from goku_jax.data import packing, schema, tokenize
 from goku_jax.flow import guidance, noise, times
 from goku_jax.flow import solver as solvers
+from goku_jax.parallel.batch import fetch
 
 NUM_PACKS = 8  # integrated at once; under a mesh its devices share them
 
@@ -117,14 +118,15 @@ def sample_latents(
     ]
     empty = schema.empty_packs(B=num_packs - len(here), **sizes_of_pack)
     batch = {k: np.concatenate([p[k] for p in (*full, empty)]) for k in empty}
-    batch["tokens_BLP"] = jax.device_get(
+    # Of several processes each gives all of the batch.
+    batch["tokens_BLP"] = fetch(
       _integrate(
         model,
         params,
-        jax.device_put(batch),
-        jax.device_put(jax.random.key(seed)),
-        jax.device_put(np.float32(guidance_scale)),
-        jax.device_put(np.float32(shift)),
+        batch,
+        jax.random.key(seed),
+        np.float32(guidance_scale),
+        np.float32(shift),
         num_steps,
         solver,
       )

@@ -13,6 +13,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import multihost_utils
 
 from goku_jax import checkpoint, costs, job
 from goku_jax.data import video_io
@@ -58,12 +59,13 @@ def _train(config, workdir, mesh, task):
       ema_decay=config.ema_decay,
       micro_batches=config.micro_batches,
     )
-    rng = jax.device_put(rng, placed.step)  # a copy on every device
+    # A copy on every device, those of other processes too.
+    rng = jax.jit(lambda rng: rng, out_shardings=placed.step)(rng)
     first = int(state.step)
     left = first < config.total_steps
     data = task.batches(first) if left else None  # which reads nothing yet
     with (
-      job.preemption() as preempted,
+      _preemption() as preempted,
       checkpoint.Checkpointer(
         workdir / "checkpoints", keep=config.keep
       ) as ckpt,
@@ -132,6 +134,16 @@ def _writes() -> bool:
   return jax.process_index() == 0
 
 
+@contextlib.contextmanager
+def _preemption():
+  """A function that tells whether to stop at a step, the same everywhere."""
+  if jax.process_count() > 1:  # JAX took SIGTERM when it joined them
+    yield multihost_utils.reached_preemption_sync_point
+  else:
+    with job.preemption() as preempted:
+      yield lambda step: preempted()
+
+
 def _start_at(workdir, state, abstract):
   """The initial state at the averaged parameters of another run, if any."""
   if not workdir:
@@ -153,6 +165,7 @@ def _loop(
 ):
   """Runs the remaining steps; returns the last state and metrics."""
   first, total = int(state.step), config.total_steps
+  readers = batches.count_readers(mesh)
   writing = job.Writers(workdir, first) if _writes() else None
   with (
     writing or contextlib.nullcontext() as writers,
@@ -161,7 +174,7 @@ def _loop(
     report = Reporter(config, writers, progress, peak, first)
     for step in range(first, total + 1):
       is_last, is_new = step == total, step > first
-      stop = is_new and not is_last and preempted()
+      stop = is_new and not is_last and preempted(step)
       show = is_last or (is_new and step % config.show_every_steps == 0)
       save = is_last or stop or (is_new and step % config.save_every_steps == 0)
       if show or save:
@@ -187,7 +200,9 @@ def _loop(
       batch = batches.place(mesh, local)
       with jax.transfer_guard("disallow"):
         state, metrics = step_fn(state, batch, rng)
-      report.add(step, metrics, *task.work(local))
+      # What other processes read is taken to be as much.
+      work = (readers * amount for amount in task.work(local))
+      report.add(step, metrics, *work)
 
 
 class Reporter:
@@ -229,9 +244,8 @@ class Reporter:
     now = time.perf_counter()
     seconds, self.clock = now - self.clock, now
     if step > self.first:  # which compiled
-      hosts = jax.process_count()
-      metrics["tokens_per_second"] = tokens * hosts / seconds
-      metrics["mfu"] = costs.mfu(flops * hosts, seconds, self.peak)
+      metrics["tokens_per_second"] = tokens / seconds
+      metrics["mfu"] = costs.mfu(flops, seconds, self.peak)
     shown = ("loss", "tokens_per_second", "mfu")
     self.progress.update(step + 1, **{k: metrics.get(k) for k in shown})
     self.latest = metrics

@@ -10,7 +10,8 @@ from goku_jax.data import digits, pipeline, videos
 from goku_jax.eval import lpips
 from goku_jax.models import discriminator, vae, vae_stream
 from goku_jax.models.judges.lpips import MIN_SIDE
-from goku_jax.parallel.batch import check_rows, own_rows
+from goku_jax.parallel import mesh as meshes
+from goku_jax.parallel.batch import check_rows, fetch, own_rows
 from goku_jax.parallel.frames import shard_frames
 from goku_jax.sample.codec import to_uint8
 from goku_jax.train.step import Critic
@@ -164,9 +165,12 @@ def _first_videos(batch) -> list[np.ndarray]:
 
 
 def _show(model, shown, params, ema):
-  """The same clips through raw and averaged parameters."""
-  through = lambda tree: [_reconstruct(model, tree, clip) for clip in shown]
-  return {"real": list(shown), "raw": through(params), "ema": through(ema)}
+  """The same clips through raw and averaged parameters, on one device."""
+  params, ema = fetch((params, ema))
+  with meshes.use(meshes.make_one_device_mesh()):
+    by = lambda tree: [_reconstruct(model, tree, clip) for clip in shown]
+    through = lambda tree: by(jax.device_put(tree))
+    return {"real": list(shown), "raw": through(params), "ema": through(ema)}
 
 
 def _reconstruct(model, params, video_THWC):

@@ -1,0 +1,118 @@
+"""Two real processes train as one does, and one goes on where they stopped."""
+
+import contextlib
+import json
+import random
+import shutil
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from goku_jax import checkpoint
+from goku_jax.train import __main__ as train_main
+from tests import runs
+
+SHORT = dict(total_steps=4, save_every_steps=2, show_every_steps=100)
+FLAGS = "--xla_backend_optimization_level=0"
+FLAGS += " --xla_force_host_platform_device_count=4"
+
+
+@pytest.fixture
+def port():
+  """A free one, from below those that the system gives to clients."""
+  for port in random.sample(range(20000, 30000), 100):
+    with contextlib.suppress(OSError), socket.create_server(("", port)):
+      return str(port)
+  raise OSError("no free port")
+
+
+@contextlib.contextmanager
+def two_processes(workdir, port, overrides):
+  """A training run in two processes of four devices each."""
+  keys = {key.replace("__", "."): value for key, value in overrides.items()}
+  with contextlib.ExitStack() as stack:
+    processes = []
+    for index in range(2):
+      process = runs.start_job(
+        "train",
+        "--config=configs/digits.py:debug",
+        f"--workdir={workdir}",
+        *(f"--config.{key}={value}" for key, value in keys.items()),
+        XLA_FLAGS=FLAGS,
+        GOKU_HOSTS="localhost,localhost",
+        GOKU_HOST_INDEX=str(index),
+        GOKU_PORT=port,
+      )
+      stack.callback(process.kill)
+      processes.append(process)
+    yield processes
+
+
+def finish(processes, status=0):
+  """Waits for them; what each said on stderr."""
+  said = [process.communicate(timeout=200) for process in processes]
+  errors = [err.decode() for _, err in said]
+  assert [process.returncode for process in processes] == [status] * 2, errors
+  return errors
+
+
+def read_losses(workdir):
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line)["step"] for line in lines] == list(range(4))
+  return [json.loads(line)["loss"] for line in lines]
+
+
+def assert_same_run(one, two):
+  np.testing.assert_allclose(read_losses(one), read_losses(two), rtol=1e-5)
+  one_arrays, two_arrays = runs.read_arrays(one), runs.read_arrays(two)
+  assert one_arrays.keys() == {"params", "ema", "opt_state", "step"}
+  for name, arrays in one_arrays.items():
+    # Adam divides a gradient that is nearly rounding by its own size.
+    rtol = 1e-5 if name == "opt_state" else 1e-4
+    runs.assert_near(arrays, two_arrays[name], rtol)
+
+
+@pytest.mark.parametrize(
+  "mesh",
+  [
+    pytest.param(dict(fsdp=4, sequence=2), id="each_reads_its_packs"),
+    pytest.param(
+      dict(fsdp=1, sequence=8),
+      id="tokens_of_a_pack_on_both",
+      marks=pytest.mark.slow,
+    ),
+  ],
+)
+def test_two_processes_train_as_one_that_goes_on_from_them(
+  mesh, port, tmp_path
+):
+  one, two, resumed = (tmp_path / name for name in ("one", "two", "resumed"))
+  overrides = SHORT | {f"mesh__{axis}": size for axis, size in mesh.items()}
+  with two_processes(two, port, overrides) as processes:
+    finish(processes)
+  for name in ("first_batch.png", "curves.png", "shown/00000004.png"):
+    assert (two / name).stat().st_size
+  config = runs.read_config(**overrides)
+  train_main.main(config, str(one))
+  assert_same_run(two, one)
+  shutil.copytree(two, resumed)
+  shutil.rmtree(resumed / "checkpoints/4")
+  train_main.main(config, str(resumed))
+  assert_same_run(resumed, two)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_preempted_stops_both_at_one_step(port, tmp_path):
+  overrides = SHORT | dict(total_steps=5000, save_every_steps=5000)
+  with two_processes(tmp_path, port, overrides) as processes:
+    lines = tmp_path / "metrics.jsonl"
+    while not (lines.exists() and lines.stat().st_size):
+      assert all(process.poll() is None for process in processes)
+      time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)
+    errors = finish(processes, status=75)
+  (step,) = checkpoint.whole_steps(tmp_path / "checkpoints")
+  assert all(f"preempted: saved at step {step};" in error for error in errors)

@@ -5,7 +5,7 @@ import math
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from goku_jax.parallel import rules
@@ -55,7 +55,7 @@ def check_tokens(mesh: Mesh, **counts: int):
       )
 
 
-def count_ranks(mesh: Mesh) -> int:
+def count_ranks(mesh: Mesh | AbstractMesh) -> int:
   """Data-parallel ranks: parts of a batch's rows that lie apart."""
   return math.prod(mesh.shape[axis] for axis in rules.BATCH)
 

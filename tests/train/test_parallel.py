@@ -98,6 +98,7 @@ def test_three_steps_are_those_of_one_device(name, batch, alone):
     num_heads,
     attention_fn=parallel.shard_attention(attention.attend, mesh, ring=ring),
     text_attention_fn=parallel.shard_text_attention(attention.attend, mesh),
+    weights_fn=rules.scatter_gradients,
   )
   tx = make_optimizer(total_steps=100, **OPTIM)
   with meshes.use(mesh):

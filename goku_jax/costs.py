@@ -89,6 +89,12 @@ def find_chip(kind: str) -> Chip | None:
   return next(fitting, None)
 
 
+def sizes_of(config) -> dict:
+  """Sizes of a `TransformerConfig`, as the formulas here take them."""
+  names = ("width", "depth", "mlp_ratio", "patch_width", "text_width")
+  return {name: getattr(config, name) for name in names}
+
+
 def flow_flops(
   segments: Sequence[int],
   texts: Sequence[int] = (),

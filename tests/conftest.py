@@ -4,12 +4,15 @@ The environment is set before anything imports JAX, and children inherit it,
 so that a job started by a test runs under the same conditions.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
 import os
 import pathlib
+import random
+import socket
 import subprocess
 import sys
 import zipfile
@@ -94,6 +97,15 @@ def workdir(tmp_path):
   path = tmp_path / "workdir"
   path.mkdir()
   return path
+
+
+@pytest.fixture
+def port():
+  """A free one, from below those that the system gives to clients."""
+  for port in random.sample(range(20000, 30000), 100):
+    with contextlib.suppress(OSError), socket.create_server(("", port)):
+      return port
+  raise OSError("no free port")
 
 
 @pytest.fixture(scope="session")

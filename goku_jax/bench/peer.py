@@ -8,17 +8,12 @@ and tokens are equal, and so are the kernels of attention and MLP; beyond them
 Wan has biases everywhere and one adaLN table a block, where ours has a linear
 layer for each block, rotates cross-attention's queries and embeds the time.
 
-Each side lives in a process of its own, and they take turns: neither's threads
-are in the other's figures, and what else the machine does falls on both.
-
 Letters: B packs, L tokens, P numbers a token, S text tokens, D width, K head
 width.
 """
 
 import contextlib
-import importlib.metadata
 import math
-import multiprocessing
 import os
 import time
 
@@ -27,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from goku_jax import costs
+from goku_jax.bench import sides
 from goku_jax.models.goku import make_goku
 from goku_jax.typing import UserError
 
@@ -62,17 +58,19 @@ def compare(rounds: int, variant: str, tokens: int = TOKENS) -> dict:
   """
   if jax.default_backend() != "cpu":
     raise UserError("--suite=peer is of CPUs: set JAX_PLATFORMS=cpu")
-  versions, config = _versions(), make_model(variant).config
+  versions, config = sides.versions(), make_model(variant).config
   sizes = dict(variant=variant, tokens=tokens, text_tokens=TEXT)
   with contextlib.ExitStack() as stack:
-    start = lambda serve: stack.enter_context(_process(serve, variant, tokens))
+    start = lambda serve: stack.enter_context(
+      sides.start(serve, variant, tokens)
+    )
     ours, peer = start(_ours), start(_peer)
     asked = [(ours, "step"), (peer, "step"), (ours, "linear"), (ours, "matmul")]
     for one in asked:
-      _ask(*one)
-    found = [[_ask(*one) for one in asked] for _ in range(rounds)]
+      sides.ask(*one)
+    found = [[sides.ask(*one) for one in asked] for _ in range(rounds)]
   seconds, peer_seconds, linear, matmul = np.min(found, 0).tolist()
-  flops = _model_flops(config, tokens)
+  flops = costs.training_flops([tokens], [TEXT], **costs.sizes_of(config))
   linear_rate = linear_flops(config, tokens) / linear
   matmul_rate = 2 * tokens * config.width**2 * config.mlp_ratio / matmul
   return {
@@ -133,47 +131,11 @@ def make_model(variant: str):
   return make_goku(variant, text_width=width, num_classes=0, remat="none")
 
 
-def _model_flops(config, tokens):
-  names = ("width", "depth", "patch_width", "mlp_ratio", "text_width")
-  sizes = {name: getattr(config, name) for name in names}
-  return costs.training_flops([tokens], [TEXT], **sizes)
-
-
 def linear_flops(config, tokens: int) -> int:
   """FLOPs of `chain`: a product, and one for each gradient; text has none."""
   of_tokens = 3 * (6 + 2 * config.mlp_ratio) * tokens
   of_text = 2 * 2 * TEXT
   return 2 * config.depth * (of_tokens + of_text) * config.width**2
-
-
-def _versions():
-  try:
-    return {n: importlib.metadata.version(n) for n in ("torch", "diffusers")}
-  except importlib.metadata.PackageNotFoundError as error:
-    raise UserError(
-      "this suite needs diffusers and torch: pip install 'goku_jax[parity]'"
-    ) from error
-
-
-@contextlib.contextmanager
-def _process(target, *args):
-  """A connection to a process that runs `target`, ended at the end."""
-  context = multiprocessing.get_context("spawn")  # threads do not survive fork
-  here, there = context.Pipe()
-  process = context.Process(target=target, args=(there, *args), daemon=True)
-  process.start()
-  there.close()
-  try:
-    yield here
-  finally:
-    process.terminate()
-    process.join()
-
-
-def _ask(side, name):
-  """Seconds of the fastest call of a round."""
-  side.send(name)
-  return side.recv()
 
 
 def _serve(connection, fns):

@@ -27,7 +27,7 @@ class Training:
     init = lambda rng: init_state(task.init_params(rng), tx)
     placed = rules.shardings(mesh, jax.eval_shape(init, rng))
     self.state = jax.jit(init, out_shardings=placed)(rng)
-    self.rng = jax.device_put(rng, placed.step)
+    self.rng = batches.replicate(mesh, rng)
     self.step = jit_step(
       placed,
       loss_fn=task.loss_fn,

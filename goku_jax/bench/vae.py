@@ -1,15 +1,9 @@
 """The autoencoder beside diffusers' own, on the same weights.
 
-Each side lives in a process of its own, and they take turns: neither's threads
-or memory are in the other's figures, and what else the machine does falls on
-both.
-
 Letters: B clips, T H W frames, height, width, C channels.
 """
 
 import contextlib
-import importlib.metadata
-import multiprocessing
 import pathlib
 import tempfile
 import time
@@ -17,7 +11,7 @@ import time
 import jax
 import numpy as np
 
-from goku_jax.bench import machine
+from goku_jax.bench import machine, sides
 from goku_jax.convert import formats, tensors
 from goku_jax.models import vae, vae_stream
 from goku_jax.typing import UserError
@@ -48,21 +42,21 @@ def compare(rounds: int, size, width: int, dtype: str) -> dict:
     "encode": rng.uniform(-1, 1, (1, *size, 3)).astype(np.float32),
     "decode": rng.standard_normal(shape).astype(np.float32),
   }
-  result = {"size": "x".join(map(str, size)), **_versions()}
+  result = {"size": "x".join(map(str, size)), **sides.versions()}
   with contextlib.ExitStack() as stack:
     folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
     _write_weights(folder, model, sizes)
-    sides = {
-      name: stack.enter_context(_process(serve, folder, inputs, dtype))
+    both = {
+      name: stack.enter_context(sides.start(serve, folder, inputs, dtype))
       for name, serve in (("ours", _ours), ("diffusers", _diffusers))
     }
     for method in METHODS:
-      outs = {name: _ask(side, method)[2] for name, side in sides.items()}
+      outs = {name: sides.ask(side, method)[2] for name, side in both.items()}
       difference = np.abs(outs["ours"] - outs["diffusers"]).max()
-      found = {name: [] for name in sides}
+      found = {name: [] for name in both}
       for _ in range(rounds):
-        for name, side in sides.items():
-          found[name].append(_ask(side, method)[:2])
+        for name, side in both.items():
+          found[name].append(sides.ask(side, method)[:2])
       for name, pairs in found.items():
         seconds, peaks = zip(*pairs, strict=True)
         result[f"{name}_{method}_seconds"] = min(seconds)
@@ -83,17 +77,8 @@ def memory(num_frames: int, size: int, way: str) -> float:
     size: pixels of its sides.
     way: "stream", chunk by chunk, or "whole", at once.
   """
-  with _process(_small, num_frames, size, way) as side:
+  with sides.start(_small, num_frames, size, way) as side:
     return side.recv()
-
-
-def _versions():
-  try:
-    return {n: importlib.metadata.version(n) for n in ("torch", "diffusers")}
-  except importlib.metadata.PackageNotFoundError as error:
-    raise UserError(
-      "this suite needs diffusers and torch: pip install 'goku_jax[parity]'"
-    ) from error
 
 
 def _write_weights(folder, model, sizes):
@@ -104,27 +89,6 @@ def _write_weights(folder, model, sizes):
   channels = model.config.latent_channels
   config = {"model": sizes, "latent_std": [1.0] * channels}
   tensors.write(folder, *formats.FORMATS[FORMAT].write(params, config))
-
-
-@contextlib.contextmanager
-def _process(target, *args):
-  """A connection to a process that runs `target`, ended at the end."""
-  context = multiprocessing.get_context("spawn")  # threads do not survive fork
-  here, there = context.Pipe()
-  process = context.Process(target=target, args=(there, *args), daemon=True)
-  process.start()
-  there.close()
-  try:
-    yield here
-  finally:
-    process.terminate()
-    process.join()
-
-
-def _ask(side, method):
-  """Seconds, peak GiB and output of one call."""
-  side.send(method)
-  return side.recv()
 
 
 def _serve(connection, fns, peak_fn):

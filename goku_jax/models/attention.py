@@ -20,7 +20,7 @@ from goku_jax.models import layers, rope
 
 FEW_LOGITS = 1 << 22  # 16 MiB in float32
 NOTHING = -1e30  # log-sum-exp of no logits
-NO_ID = jnp.iinfo(jnp.int32).min  # of keys that no query looks for
+NO_ID = jnp.iinfo(jnp.int32).min  # of what is to meet nothing
 
 dot = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
 
@@ -190,13 +190,25 @@ def _walk_heads(of_head, queries, keys, q_ids_BL, k_ids_BS, chunk):
   return jax.lax.map(of_pack, (*split, cut(q_ids_BL), k_ids))
 
 
+def meeting(ids_nc, ids_ms):
+  """Which chunks of queries and keys may share a segment, bool [n, m].
+
+  By the smallest and largest id in each: exact where ids rise along the pack,
+  as a packer lays segments. Ids of 0 and NO_ID belong to none.
+  """
+
+  def span(ids):
+    is_none = (ids == 0) | (ids == NO_ID)
+    low = jnp.where(is_none, jnp.iinfo(ids.dtype).max, ids).min(1)
+    return low, jnp.where(is_none, NO_ID, ids).max(1)
+
+  (low_n, high_n), (low_m, high_m) = span(ids_nc), span(ids_ms)
+  return (low_n[:, None] <= high_m) & (low_m <= high_n[:, None])
+
+
 def _reach(ids_nc, ids_ms):
   """The first block of keys that each chunk may meet, and the end of them."""
-  largest = jnp.iinfo(ids_nc.dtype).max
-  low_n = jnp.where(ids_nc == 0, largest, ids_nc).min(1)
-  high_n = jnp.where(ids_nc == 0, NO_ID, ids_nc).max(1)
-  low_m = jnp.where(ids_ms == NO_ID, largest, ids_ms).min(1)
-  meet_nm = (low_n[:, None] <= ids_ms.max(1)) & (low_m <= high_n[:, None])
+  meet_nm = meeting(ids_nc, ids_ms)
   places = jnp.arange(len(ids_ms))
   first_n = jnp.where(meet_nm, places, len(ids_ms)).min(1)
   return first_n, jnp.where(meet_nm, places + 1, 0).max(1)

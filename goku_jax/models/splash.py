@@ -25,11 +25,10 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info
   MaskInfo,
 )
 
-from goku_jax.models.attention import NOTHING, keep
+from goku_jax.models.attention import NO_ID, NOTHING, keep, meeting
 
 LANES = 128  # a block is a multiple
 AT_ONCE = 1024  # keys multiplied at once: more of them overflow a core's memory
-NO_ID = jnp.iinfo(jnp.int32).min  # of queries that look for nothing
 
 
 def attend(
@@ -81,27 +80,6 @@ def attend(
   return jnp.where(found[..., None], out, 0), jnp.where(found, lse, NOTHING)
 
 
-def meeting(q_ids_L, k_ids_S, block_q: int, block_k: int):
-  """Which blocks of queries and keys may share a segment, bool [Q, R].
-
-  Exact where ids rise along the pack, as a packer lays segments. Ids of 0, of
-  keys, and of NO_ID, of queries, belong to none.
-  """
-  largest = jnp.iinfo(jnp.int32).max
-
-  def span(ids, block):
-    ids = ids.reshape(-1, block)
-    is_none = (ids == 0) | (ids == NO_ID)
-    low = jnp.where(is_none, largest, ids).min(1)
-    return low, jnp.where(is_none, NO_ID, ids).max(1)
-
-  (q_low, q_high), (k_low, k_high) = (
-    span(q_ids_L, block_q),
-    span(k_ids_S, block_k),
-  )
-  return (q_low[:, None] <= k_high) & (k_low <= q_high[:, None])
-
-
 def _table(meet_QR, axis: int):
   """What a kernel that walks along `axis` runs, and what it fetches meanwhile.
 
@@ -124,7 +102,8 @@ def _table(meet_QR, axis: int):
 
 def _tables(q_ids_L, k_ids_S, blocks):
   """Tables of the kernels that walk along keys, and along queries."""
-  meet_QR = meeting(q_ids_L, k_ids_S, *blocks)
+  block_q, block_k = blocks
+  meet_QR = meeting(q_ids_L.reshape(-1, block_q), k_ids_S.reshape(-1, block_k))
   # A query that runs no block at all would be divided by zero.
   lonely_Q = ~meet_QR.any(1)
   along_keys = meet_QR.at[:, 0].set(meet_QR[:, 0] | lonely_Q)

@@ -77,6 +77,11 @@ def count_readers(mesh: Mesh) -> float:
   return ranks / len(own_rows(mesh, ranks))
 
 
+def replicate(mesh: Mesh, x):
+  """A small array on every device, those of other processes too."""
+  return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(x)
+
+
 def fetch(tree):
   """Arrays of a mesh, whole on the host of every process; all call it."""
 

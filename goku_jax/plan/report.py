@@ -20,9 +20,7 @@ from goku_jax.parallel import rules
 from goku_jax.parallel.batch import count_ranks
 from goku_jax.plan import program
 
-GIB = 2**30
 EXCHANGES = ("all-to-all", "collective-permute")
-LIMIT = 0.9  # of HBM that a plan may hold
 
 
 class Work(NamedTuple):
@@ -56,11 +54,7 @@ def compute(config, model, mesh, chip, bundles) -> dict:
     bundles: `bundles.count` of the kernels, or None.
   """
   cfg = model.config
-  sizes = {
-    name: getattr(cfg, name)
-    for name in ("width", "depth", "mlp_ratio", "patch_width", "text_width")
-  }
-  work = work_of(config, sizes)
+  work = work_of(config, costs.sizes_of(cfg))
   again = 0 if cfg.remat == "none" else 1
   linear = (work.model - work.attention) * (3 + again) / 3
   linear_seconds = linear / mesh.size / chip.flops
@@ -143,8 +137,8 @@ def tell_memory(memory: program.Memory, state_bytes: int, chip) -> dict:
     "live": memory.live,
     "compilers_peak": memory.peak or 0,
   }
-  told = {f"{name}_gib": size / GIB for name, size in parts.items()}
+  told = {f"{name}_gib": size / costs.GIB for name, size in parts.items()}
   if memory.host:
-    told["host_gib"] = memory.host / GIB
+    told["host_gib"] = memory.host / costs.GIB
   most = max(memory.live, memory.peak or 0)  # either count may be the larger
-  return {"hbm_share": most / chip.hbm, "hbm_gib": chip.hbm / GIB} | told
+  return {"hbm_share": most / chip.hbm, "hbm_gib": chip.hbm / costs.GIB} | told

@@ -177,18 +177,12 @@ def _check_conditions(model, source):
     )
 
 
-def sizes_of(cfg) -> dict:
-  """Sizes of the transformer, as the formulas of FLOPs take them."""
-  names = ("width", "depth", "mlp_ratio", "patch_width", "text_width")
-  return {name: getattr(cfg, name) for name in names}
-
-
 def _pack_cost(cfg, table, attention):
   """Cost of a pack to its rank: measured times, else FLOPs by blocks."""
   if table:
     return costs.calibrated(table)
   blocks = {name: attention[name] for name in ("block", "key_block")}
-  return functools.partial(costs.pack_flops, **blocks, **sizes_of(cfg))
+  return functools.partial(costs.pack_flops, **blocks, **costs.sizes_of(cfg))
 
 
 def _step_flops(cfg, planner, step) -> float:
@@ -196,7 +190,7 @@ def _step_flops(cfg, planner, step) -> float:
   index = [i for pack in step for i, _ in pack]
   tokens, texts = planner.sizes[index].T.tolist()
   return costs.training_flops(
-    tokens, texts if cfg.text_width else (), **sizes_of(cfg)
+    tokens, texts if cfg.text_width else (), **costs.sizes_of(cfg)
   )
 
 
@@ -211,7 +205,7 @@ def _work(cfg, batch) -> tuple[float, int]:
   flops = costs.training_flops(
     segments[segments > 0].tolist(),
     texts[texts > 0].tolist() if cfg.text_width else (),
-    **sizes_of(cfg),
+    **costs.sizes_of(cfg),
   )
   return flops, int(segments.sum())
 

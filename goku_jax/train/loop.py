@@ -59,8 +59,7 @@ def _train(config, workdir, mesh, task):
       ema_decay=config.ema_decay,
       micro_batches=config.micro_batches,
     )
-    # A copy on every device, those of other processes too.
-    rng = jax.jit(lambda rng: rng, out_shardings=placed.step)(rng)
+    rng = batches.replicate(mesh, rng)
     first = int(state.step)
     left = first < config.total_steps
     data = task.batches(first) if left else None  # which reads nothing yet

@@ -2,10 +2,8 @@
 
 import contextlib
 import json
-import random
 import shutil
 import signal
-import socket
 import time
 
 import numpy as np
@@ -18,15 +16,6 @@ from tests import runs
 SHORT = dict(total_steps=4, save_every_steps=2, show_every_steps=100)
 FLAGS = "--xla_backend_optimization_level=0"
 FLAGS += " --xla_force_host_platform_device_count=4"
-
-
-@pytest.fixture
-def port():
-  """A free one, from below those that the system gives to clients."""
-  for port in random.sample(range(20000, 30000), 100):
-    with contextlib.suppress(OSError), socket.create_server(("", port)):
-      return str(port)
-  raise OSError("no free port")
 
 
 @contextlib.contextmanager
@@ -44,7 +33,7 @@ def two_processes(workdir, port, overrides):
         XLA_FLAGS=FLAGS,
         GOKU_HOSTS="localhost,localhost",
         GOKU_HOST_INDEX=str(index),
-        GOKU_PORT=port,
+        GOKU_PORT=str(port),
       )
       stack.callback(process.kill)
       processes.append(process)

@@ -81,7 +81,7 @@ def test_blocks_that_meet_are_those_that_costs_count(block):
   sizes = (100, 30, 200, 7, 7, 7)
   ids = ids_of(sizes, length=384)[0]
   meet = np.asarray(
-    splash.meeting(jnp.asarray(ids), jnp.asarray(ids), block, block)
+    attention.meeting(*[jnp.asarray(ids).reshape(-1, block)] * 2)
   )
   exact = np.zeros_like(meet)
   for i, j in np.argwhere((ids[:, None] == ids) & (ids != 0)):

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import random
 import socket
 import subprocess
 import sys
@@ -48,15 +47,6 @@ GKE = {
   "MEGASCALE_NUM_SLICES": "",
   "MEGASCALE_SLICE_ID": "",
 }
-
-
-@pytest.fixture
-def port():
-  """A free one, from below those that the system gives to clients."""
-  for port in random.sample(range(20000, 30000), 100):
-    with contextlib.suppress(OSError), socket.create_server(("", port)):
-      return str(port)
-  raise OSError("no free port")
 
 
 @pytest.fixture
@@ -108,7 +98,7 @@ def test_two_processes_sum_over_the_devices_of_both(kind, port):
     "slurm": (SLURM, "SLURM_PROCID"),
     "gke": (GKE, "TPU_WORKER_ID"),
   }[kind]
-  environment |= {"GOKU_PORT": port, "JAX_COORDINATOR_PORT": port}
+  environment |= {"GOKU_PORT": str(port), "JAX_COORDINATOR_PORT": str(port)}
   environment |= {"http_proxy": "http://localhost:9"}  # where nobody answers
   for status, out, err in join(
     environment | {index: "0"}, environment | {index: "1"}
@@ -119,7 +109,7 @@ def test_two_processes_sum_over_the_devices_of_both(kind, port):
 
 @pytest.mark.usefixtures("alone")
 def test_a_host_that_never_arrives_is_named_in_one_line(port):
-  hosts = {"GOKU_HOSTS": "localhost,host-b", "GOKU_PORT": port}
+  hosts = {"GOKU_HOSTS": "localhost,host-b", "GOKU_PORT": str(port)}
   ((status, out, err),) = join(
     hosts | {"GOKU_HOST_INDEX": "0"}, deadline_seconds=0.5
   )
@@ -133,7 +123,7 @@ def test_a_host_that_never_arrives_is_named_in_one_line(port):
 @pytest.mark.usefixtures("alone")
 def test_slices_of_a_pod_that_is_gone_are_named(port):
   stale = {"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "0"}
-  environment = GKE | stale | {"JAX_COORDINATOR_PORT": port}
+  environment = GKE | stale | {"JAX_COORDINATOR_PORT": str(port)}
   ((status, _, err),) = join(
     environment | {"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost"},
     deadline_seconds=0.5,

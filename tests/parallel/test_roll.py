@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import random
 import socket
 from concurrent import futures
 
@@ -12,15 +11,6 @@ from goku_jax.parallel import roll
 from goku_jax.typing import UserError
 
 NAMES = ["process 0 (a)", "process 1 (b)", "process 2 (c)"]
-
-
-@pytest.fixture
-def port():
-  """A free one, from below those that the system gives to clients."""
-  for port in random.sample(range(20000, 30000), 100):
-    with contextlib.suppress(OSError), socket.create_server(("", port)):
-      return port
-  raise OSError("no free port")
 
 
 def outcome(port, index, deadline_seconds, names=NAMES):

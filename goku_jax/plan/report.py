@@ -16,6 +16,7 @@ import math
 from typing import NamedTuple
 
 from goku_jax import costs
+from goku_jax.models.transformer import REMAT
 from goku_jax.parallel import rules
 from goku_jax.parallel.batch import count_ranks
 from goku_jax.plan import program
@@ -65,7 +66,7 @@ def compute(config, model, mesh, chip, bundles) -> dict:
   }
   if not bundles or not chip.clock:
     return found
-  kept = "attention" in cfg.remat or not again
+  kept = "attention" in REMAT.get(cfg.remat, cfg.remat) or not again
   forwards = 1 if kept else 2
   cycles = forwards * bundles["forward"] + bundles["dq"] + bundles["dkv"]
   ring = config.attention.ring

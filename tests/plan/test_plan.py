@@ -13,6 +13,7 @@ from goku_jax.plan import plan as plans
 from goku_jax.typing import UserError
 from tests import runs
 
+TOKENS = 1280  # of a pack that is compiled; no width is as large, or half
 SPEC = f"{runs.ROOT}/configs/joint.py:"
 
 
@@ -48,19 +49,17 @@ def test_the_job_plans_and_says_so_in_json(tmp_path):
 
 
 @functools.cache
-def compiled(mesh, **sizes):
+def compiled(mesh):
   """Text and memory of a small wide step on eight TPUs, and its state."""
-  sizes = {f"model__{key}": value for key, value in sizes.items()}
   found = read(
     "debug",
     model__width=512,
     model__num_heads=8,
     model__dtype="bfloat16",
     model__remat="keep_attention",
-    data__pack__tokens=1024,
+    data__pack__tokens=TOKENS,
     data__num_packs=8,
     **{f"mesh__{key}": value for key, value in mesh},
-    **sizes,
   )
   lowered = step.lower_step(found, topology.find_devices("v5e:2x4"))
   done = lowered.lowered.compile()
@@ -76,7 +75,18 @@ MESHES = {
 @pytest.mark.tpu
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize(
+  "name",
+  [
+    "fsdp",
+    pytest.param(
+      "fsdp x sequence",
+      marks=pytest.mark.xfail(
+        strict=True, reason="adaLN's gradient is summed over fsdp, not split"
+      ),
+    ),
+  ],
+)
 def test_layers_reduce_no_weights_and_gather_no_tokens(name):
   text, memory, state = compiled(MESHES[name])
   inside = [x for x in program.collectives(text) if x.loops]
@@ -86,7 +96,7 @@ def test_layers_reduce_no_weights_and_gather_no_tokens(name):
   ]
   assert not [x for x in large("all-reduce") if "psum" not in x.source]
   assert len(large("all-gather")) >= 8
-  assert not [x for x in large("all-gather") if x.shape[-2:] == (1024, 512)]
+  assert not [x for x in large("all-gather") if x.shape[-2:] == (TOKENS, 512)]
   donated = sum(
     np.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     for x in jax.tree.leaves(state)
@@ -100,8 +110,9 @@ def test_layers_reduce_no_weights_and_gather_no_tokens(name):
 def test_layers_make_no_array_of_all_modulations_or_pairs_of_tokens():
   text, *_ = compiled(MESHES["fsdp x sequence"])
   for array in program.shapes(text):
-    assert np.prod(array.shape) < 1024 * 1024 * 2, array  # S x S of a pack
-    assert array.shape[-1] != 6 * 512 or 512 not in array.shape[:-1], array
+    assert array.shape[-2:] != (TOKENS, TOKENS), array
+    here = TOKENS // 2  # of a pack, on a device
+    assert here not in array.shape or 6 * 512 not in array.shape, array
 
 
 def test_a_topology_that_is_none_names_the_known():
@@ -154,7 +165,7 @@ def test_keeping_attention_raises_the_ceiling():
   schedule = dict(forward=10_819, dq=11_700, dkv=16_628)
   chip = costs.find_chip("TPU v5")
   found = {}
-  for remat in ("full", "keep_attention"):
+  for remat in ("full", "keep_attention", "offload"):
     arg = read("variant=8b,res=720p", model__remat=remat)
     model = step.make_goku(**arg.model)
     found[remat] = report.compute(arg, model, mesh, chip, schedule)

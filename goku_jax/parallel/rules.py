@@ -72,9 +72,11 @@ def shardings(mesh: Mesh, state):
 def constrain(state, *, weights: bool = False):
   """`state` inside of a compiled step, laid out as `shardings` says.
 
-  Without a mesh in use it stays as it is.
+  Without a mesh in use it stays as it is, and on one of a single device, where
+  a constraint would only change what is fused, and so the last bits.
   """
-  if jax.sharding.get_abstract_mesh().empty:
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
     return state
   place = lambda path, x: jax.lax.with_sharding_constraint(
     x, spec_for(_name(path), weights=weights)

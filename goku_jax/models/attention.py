@@ -263,13 +263,13 @@ class Attention(nn.Module):
     )
 
     def heads(y, tables):
+      y = y.astype(self.dtype)  # at once: float32 would be held whole
       y = y.reshape(*y.shape[:-1], self.num_heads, D // self.num_heads)
-      return y if tables is None else rope.rotate(y, *tables)
+      return y if tables is None else rope.rotate(y, *tables).astype(y.dtype)
 
     q = heads(layers.RMSNorm(name="q_norm")(dense(name="q")(x_BLD)), q_rope)
     k = layers.RMSNorm(name="k_norm")(dense(name="k")(source_BSE))
     k = heads(k, k_rope)
     v = heads(dense(name="v")(source_BSE), None)
-    q, k, v = (y.astype(self.dtype) for y in (q, k, v))
     out_BLNK = self.attention_fn(q, k, v, q_ids_BL, k_ids_BS)
     return dense(name="out")(out_BLNK.reshape(x_BLD.shape))

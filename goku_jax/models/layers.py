@@ -56,7 +56,7 @@ def layer_norm(
 
 def modulate(x_BLD, shift_BLD, scale_BLD):
   """The adaptive part of adaLN: x (1 + scale) + shift, in float32."""
-  return x_BLD * (1 + scale_BLD) + shift_BLD
+  return x_BLD * (1 + scale_BLD.astype(jnp.float32)) + shift_BLD
 
 
 def timestep_features(

@@ -44,11 +44,12 @@ def rotate(
 ) -> Float[Array, "B L N K"]:
   """Each pair of channels turned by its token's angle, in float32.
 
-  Pairs change places by a product with a signed permutation, which is exact:
-  to take neighbours apart a TPU would rewrite the whole array several times.
+  Pairs change places by a product with a signed permutation, which is exact in
+  any dtype: to take neighbours apart a TPU would rewrite the whole array
+  several times.
   """
-  x32 = x_BLNK.astype(jnp.float32)
-  pair = jnp.array([[0.0, 1.0], [-1.0, 0.0]])  # (a, b) becomes (-b, a)
-  swap_KK = jnp.kron(jnp.eye(x32.shape[-1] // 2), pair)
-  turned = jnp.einsum("BLNK,KJ->BLNJ", x32, swap_KK, precision="highest")
+  pair = jnp.array([[0, 1], [-1, 0]], x_BLNK.dtype)  # (a, b) becomes (-b, a)
+  swap_KK = jnp.kron(jnp.eye(x_BLNK.shape[-1] // 2, dtype=pair.dtype), pair)
+  turned = jnp.einsum("BLNK,KJ->BLNJ", x_BLNK, swap_KK, precision="highest")
+  x32, turned = x_BLNK.astype(jnp.float32), turned.astype(jnp.float32)
   return x32 * cos_BLK[:, :, None] + turned * sin_BLK[:, :, None]

@@ -157,10 +157,12 @@ def remat_policy(remat: str):
 
 
 def spread(y_BGD, one_hot_BLG):
-  """What belongs to a segment, at each of its tokens; zero on padding."""
-  return jnp.einsum(
-    "BLG,BGD->BLD", one_hot_BLG, y_BGD.astype(jnp.float32), precision="highest"
-  )
+  """What belongs to a segment, at each of its tokens; zero on padding.
+
+  Exact in the dtype of `y_BGD`, which is as far as its numbers go.
+  """
+  one_hot_BLG = one_hot_BLG.astype(y_BGD.dtype)
+  return jnp.einsum("BLG,BGD->BLD", one_hot_BLG, y_BGD, precision="highest")
 
 
 def route_text(segment_ids_BL, text_segment_ids_BS, dropped_BG):
@@ -232,7 +234,8 @@ class Transformer(nn.Module):
         embedding_init=layers.normal_02,
         name="class",
       )(rows_BG)
-    c_BGD = nn.with_logical_constraint(c_BGD, ("batch", None, None))
+    # Segments are dealt as tokens are, and so the gradients of all `adaln`.
+    c_BGD = nn.with_logical_constraint(c_BGD, ("batch", "tokens", None))
 
     x_BLD = nn.Dense(
       cfg.width, kernel_init=layers.xavier, dtype=cfg.dtype, name="patch_in"

@@ -60,26 +60,34 @@ def shard_attention(kernel, mesh: Mesh, *, ring: int = 1):
 
 
 def shard_text_attention(kernel, mesh: Mesh):
-  """Attention to text, which every device has whole; nothing is exchanged.
+  """Attention to text, whose keys and values each device gathers whole.
 
-  Queries, of tokens or of text, are split where the mesh divides them.
+  Each has made those of its part of the text. Queries, of tokens or of text,
+  stay where they are. What the mesh does not divide is not split.
   """
   if mesh.size == 1:
     return lambda *args: kernel(*args)[0]
 
-  def attention_fn(q_BLNK, *others):
-    _, L, N, _ = q_BLNK.shape
-    tokens = rules.TOKENS if L % mesh.shape[rules.TOKENS] == 0 else None
-    heads = rules.HEADS if N % mesh.shape[rules.HEADS] == 0 else None
-    keys = P(rules.BATCH, None, heads)
+  def attention_fn(q_BLNK, k_BSNK, *others):
+    split = lambda size, axis: None if size % mesh.shape[axis] else axis
+    tokens, text = (split(x.shape[1], rules.TOKENS) for x in (q_BLNK, k_BSNK))
+    heads = split(q_BLNK.shape[2], rules.HEADS)
+    keys = P(rules.BATCH, text, heads)
     queries = P(rules.BATCH, tokens, heads)
+
+    def attend(q, k, v, *ids):
+      if text:
+        whole = lambda x: jax.lax.all_gather(x, text, axis=1, tiled=True)
+        k, v = whole(k), whole(v)
+      return kernel(q, k, v, *ids)[0]
+
     return jax.shard_map(
-      lambda *args: kernel(*args)[0],
+      attend,
       mesh=mesh,
       in_specs=(queries, keys, keys, P(rules.BATCH, tokens), P(rules.BATCH)),
       out_specs=queries,
       check_vma=False,
-    )(q_BLNK, *others)
+    )(q_BLNK, k_BSNK, *others)
 
   return attention_fn
 

@@ -23,11 +23,11 @@ SPLIT = (HEADS, TOKENS)  # the dim of a kernel that heads or the MLP own
 ACTIVATIONS = (("batch", BATCH), ("tokens", TOKENS))
 
 # Kernels are [in, out]; convolutions [t, h, w, in, out].
-# Those of the scan have an axis for each dim: of a gradient that is summed over
-# both axes the compiler then splits one dim after the other.
+# Those of the scan have an axis for each dim, `fsdp` the first: a gradient that
+# is summed over both axes the compiler then splits, one dim after the other.
 TABLE = (
   (r"/(q|k|v|qkv|up)/kernel$", P("fsdp", SPLIT)),
-  (r"attn(_\d)?/out/kernel$|/down/kernel$", P(SPLIT, "fsdp")),
+  (r"attn(_\d)?/out/kernel$|/down/kernel$", P((HEADS, "fsdp"), TOKENS)),
   (r"/adaln/kernel$", P("fsdp", TOKENS)),
   (r"/patch_in/kernel$", P(None, STATE)),
   (r"/patch_out/kernel$|(?<!attn)(?<!attn_\d)/out/kernel$", P(STATE, None)),

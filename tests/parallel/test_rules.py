@@ -109,7 +109,7 @@ def test_the_scanned_axis_is_left_whole_and_moments_follow_parameters():
   state = STATES["goku debug"]()
   placed = rules.shardings(mesh, state)
   kernel = lambda tree: tree["transformer"]["blocks"]["mlp"]["down"]["kernel"]
-  assert kernel(placed.params).spec == P(None, ("tensor", "sequence"), "fsdp")
+  assert kernel(placed.params).spec == P(None, ("tensor", "fsdp"), "sequence")
   assert kernel(placed.ema) == kernel(placed.params)
   adam = placed.opt_state[1][0]
   assert kernel(adam.mu) == kernel(adam.nu) == kernel(placed.params)

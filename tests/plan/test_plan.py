@@ -75,26 +75,15 @@ MESHES = {
 @pytest.mark.tpu
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-  "name",
-  [
-    "fsdp",
-    pytest.param(
-      "fsdp x sequence",
-      marks=pytest.mark.xfail(
-        strict=True, reason="adaLN's gradient is summed over fsdp, not split"
-      ),
-    ),
-  ],
-)
+@pytest.mark.parametrize("name", MESHES)
 def test_layers_reduce_no_weights_and_gather_no_tokens(name):
   text, memory, state = compiled(MESHES[name])
   inside = [x for x in program.collectives(text) if x.loops]
-  weight = 512 * 512  # the smallest of a layer; text's gradients are none
+  weight = 512 * 512  # the smallest of a layer; of text are keys and values
   large = lambda kind: [
     x for x in inside if x.kind == kind and np.prod(x.shape) >= weight
   ]
-  assert not [x for x in large("all-reduce") if "psum" not in x.source]
+  assert not [x for x in large("all-reduce") if "shard_map" not in x.source]
   assert len(large("all-gather")) >= 8
   assert not [x for x in large("all-gather") if x.shape[-2:] == (TOKENS, 512)]
   donated = sum(
@@ -107,12 +96,14 @@ def test_layers_reduce_no_weights_and_gather_no_tokens(name):
 @pytest.mark.tpu
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_layers_make_no_array_of_all_modulations_or_pairs_of_tokens():
+def test_layers_make_no_array_that_is_needless():
   text, *_ = compiled(MESHES["fsdp x sequence"])
   for array in program.shapes(text):
     assert array.shape[-2:] != (TOKENS, TOKENS), array
-    here = TOKENS // 2  # of a pack, on a device
-    assert here not in array.shape or 6 * 512 not in array.shape, array
+    if TOKENS // 2 in array.shape:  # tokens of a pack, on a device
+      assert 6 * 512 not in array.shape, array  # all modulations
+      wide = np.prod(array.shape) >= 2 * TOKENS // 2 * 512
+      assert not (wide and array.dtype == "f32"), array
 
 
 def test_a_topology_that_is_none_names_the_known():

@@ -8,6 +8,7 @@ import jax
 
 from goku_jax import costs
 from goku_jax.plan import bundles, program, report, step, topology
+from goku_jax.train import memory
 from goku_jax.typing import UserError
 
 SHOWN = 24  # collectives that are printed
@@ -59,8 +60,9 @@ def make_plan(config, name: str, slices: int = 1) -> dict:
       " collectives and speed are not a TPU's; install the extra tpu"
     )
     return found | {"collectives": _kinds(exchanged)}
-  memory = program.memory(compiled)
-  held = report.tell_memory(memory, _bytes_a_device(lowered.state), chip)
+  held = report.tell_memory(
+    program.memory(compiled), memory.bytes_a_device(lowered.state), chip
+  )
   kernel = config.attention
   schedule = bundles.count(
     _smallest(name), cfg.width // cfg.num_heads, kernel.block, kernel.key_block
@@ -96,7 +98,7 @@ def _compile(lowered, config):
       raise
     raise UserError(
       f"the step needs {used[1]} of a device's {used[2]}: {_largest(error)};"
-      f" {_advice(config)}"
+      f" {memory.advice(config)}"
     ) from error
 
 
@@ -109,32 +111,10 @@ def _largest(error) -> str:
   return f"the largest arrays are {told}" if told else "it names no arrays"
 
 
-def _advice(config) -> str:
-  """The cheapest settings that make it smaller."""
-  ways = []
-  if config.model.remat in ("none", "keep_attention"):
-    ways.append("--config.model.remat=full")
-  elif config.model.remat != "offload":
-    ways.append("--config.model.remat=offload")
-  ranks = config.mesh.replica * config.mesh.fsdp
-  if config.data.num_packs % (2 * ranks * config.micro_batches) == 0:
-    ways.append(f"--config.micro_batches={2 * config.micro_batches}")
-  ways.append(f"--config.mesh.sequence={2 * config.mesh.sequence}")
-  return "set " + " or ".join(ways[:2])
-
-
 def _smallest(name):
   """The smallest slice of a generation: a kernel is of one chip."""
   generation = name.partition(":")[0]
   return generation + (":2x2" if generation in ("v5e", "v6e") else ":2x2x1")
-
-
-def _bytes_a_device(state) -> int:
-  """Of the state, on one device."""
-  return sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-    for x in jax.tree.leaves(state)
-  )
 
 
 def _kinds(exchanged) -> dict:

@@ -10,6 +10,7 @@ import json
 import math
 import pathlib
 import time
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from goku_jax.flow import noise
 from goku_jax.parallel import batch as batches
 from goku_jax.parallel import mesh as meshes
 from goku_jax.parallel import rules
-from goku_jax.train import flow_task, vae_task
+from goku_jax.train import flow_task, memory, profiling, vae_task
 from goku_jax.train.optimizer import make_optimizer
 from goku_jax.train.step import TrainState, init_state, jit_step
 from goku_jax.typing import UserError
@@ -32,64 +33,61 @@ POSITIVE = ("total_steps", "log_every_steps", "save_every_steps")
 POSITIVE += ("show_every_steps",)
 
 
+class Run(NamedTuple):
+  """What stays as it is from the first step to the last."""
+
+  config: Any
+  workdir: pathlib.Path
+  mesh: jax.sharding.Mesh
+  task: Any
+  peak: float  # FLOP/s of all devices
+
+
 def train(config, workdir) -> dict:
   """Trains until `config.total_steps`, going on from the newest checkpoint."""
   _check(config)
-  workdir = pathlib.Path(workdir)
   mesh = meshes.make_mesh(**config.mesh)
   task = TASKS[config.stage](config, mesh)
   try:
-    return _train(config, workdir, mesh, task)
+    peak = costs.peak_flops()  # may time one device, so outside of the mesh
+    with meshes.use(mesh):
+      return _train(Run(config, pathlib.Path(workdir), mesh, task, peak))
   finally:
     task.close()
 
 
-def _train(config, workdir, mesh, task):
+def _train(run):
+  config, workdir, mesh, task, _ = run
   rng = jax.random.key(config.seed)
   tx = make_optimizer(total_steps=config.total_steps, **config.optim)
-  peak = costs.peak_flops()  # may time one device, so outside of the mesh
-  with meshes.use(mesh):
-    state, placed = _init_or_restore(config, workdir, mesh, task, tx, rng)
-    step_fn = jit_step(
-      placed,
-      loss_fn=task.loss_fn,
-      critic=task.critic,
-      dtype=task.dtype,
-      tx=tx,
-      ema_decay=config.ema_decay,
-      micro_batches=config.micro_batches,
-    )
-    rng = batches.replicate(mesh, rng)
-    first = int(state.step)
-    left = first < config.total_steps
-    data = task.batches(first) if left else None  # which reads nothing yet
-    with (
-      _preemption() as preempted,
-      checkpoint.Checkpointer(
-        workdir / "checkpoints", keep=config.keep
-      ) as ckpt,
-    ):
-      if _writes():  # all else that may refuse has
-        task.settle(workdir)
-        job.save_config(workdir, config)
-      if not left:
-        return {"step": first, **_last_metrics(workdir)}
-      if _writes():
-        task.preflight(first)
-      state, metrics = _loop(
-        config,
-        workdir,
-        mesh,
-        task,
-        data,
-        state,
-        step_fn,
-        rng,
-        ckpt,
-        preempted,
-        peak,
-      )
-      ckpt.wait()
+  state, placed = _init_or_restore(run, tx, rng)
+  step_fn = jit_step(
+    placed,
+    loss_fn=task.loss_fn,
+    critic=task.critic,
+    dtype=task.dtype,
+    tx=tx,
+    ema_decay=config.ema_decay,
+    micro_batches=config.micro_batches,
+  )
+  rng = batches.replicate(mesh, rng)
+  first = int(state.step)
+  left = first < config.total_steps
+  data = task.batches(first) if left else None  # which reads nothing yet
+  with (
+    _preemption() as preempted,
+    checkpoint.Checkpointer(workdir / "checkpoints", keep=config.keep) as ckpt,
+  ):
+    if _writes():  # all else that may refuse has
+      task.settle(workdir)
+      job.save_config(workdir, config)
+    if not left:
+      return {"step": first, **_last_metrics(workdir)}
+    if _writes():
+      task.preflight(first)
+    advance = lambda state, batch: step_fn(state, batch, rng)
+    state, metrics = _loop(run, state, data, advance, ckpt, preempted)
+    ckpt.wait()
   # Private, but chex.assert_max_traces counts traces alone: a state that comes
   # back placed otherwise compiles again without one.
   if step_fn._cache_size() != 1:
@@ -107,8 +105,9 @@ def _check(config):
     raise UserError(f"ema_decay={config.ema_decay}: set 0 or more, below 1")
 
 
-def _init_or_restore(config, workdir, mesh, task, tx, rng):
+def _init_or_restore(run, tx, rng):
   """The state of the newest whole checkpoint, or the initial one."""
+  config, workdir, mesh, task, _ = run
   init = lambda rng: init_state(
     task.init_params(rng), tx, task.critic and task.critic.init_params(rng)
   )
@@ -159,16 +158,16 @@ def _trees(state: TrainState) -> dict:
   return {name: tree for name, tree in trees.items() if tree is not None}
 
 
-def _loop(
-  config, workdir, mesh, task, data, state, step_fn, rng, ckpt, preempted, peak
-):
+def _loop(run, state, data, advance, ckpt, preempted):
   """Runs the remaining steps; returns the last state and metrics."""
+  config, workdir, mesh, task, peak = run
   first, total = int(state.step), config.total_steps
   readers = batches.count_readers(mesh)
   writing = job.Writers(workdir, first) if _writes() else None
   with (
     writing or contextlib.nullcontext() as writers,
     job.Progress(total, first, config.stage) as progress,
+    profiling.Profile(workdir, **config.get("profile", {})) as profile,
   ):
     report = Reporter(config, writers, progress, peak, first)
     for step in range(first, total + 1):
@@ -197,11 +196,13 @@ def _loop(
         captions = [["first batch"] * len(rows[0])]
         video_io.contact_sheet(rows, captions, workdir / "first_batch.png")
       batch = batches.place(mesh, local)
-      with jax.transfer_guard("disallow"):
-        state, metrics = step_fn(state, batch, rng)
-      # What other processes read is taken to be as much.
-      work = (readers * amount for amount in task.work(local))
-      report.add(step, metrics, *work)
+      profile.at(step, state)
+      with memory.explained(config, state, batch):
+        with jax.transfer_guard("disallow"):
+          state, metrics = advance(state, batch)
+        # What other processes read is taken to be as much.
+        work = (readers * amount for amount in task.work(local))
+        report.add(step, metrics, *work)
 
 
 class Reporter:

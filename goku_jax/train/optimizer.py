@@ -10,6 +10,7 @@ from goku_jax.typing import UserError
 
 SCHEDULES = ("constant", "cosine")
 RULES = ("adamw", "muon")
+MOMENTUM = ("float32", "bfloat16")
 
 
 def make_schedule(
@@ -47,12 +48,16 @@ def make_optimizer(
   b2: float,
   weight_decay: float,
   clip_norm: float,
+  momentum_dtype: str = "float32",
 ) -> optax.GradientTransformation:
   """The update rule; the paper gives none, so every value is the config's.
 
   `muon` makes the updates of kernels orthogonal, scaled to the size of AdamW's
   so that rates are of one kind (arXiv:2502.16982, eq. 4), and leaves the rest
   to AdamW with Nesterov's momentum: `b1` and `b2` are of its moments alone.
+
+  Of the moments the first may be held as `momentum_dtype`. The second stays
+  float32: what a step adds to it is less than bfloat16 can tell.
 
   Raises:
     UserError: an unknown rule, or a value with which no step learns.
@@ -64,6 +69,9 @@ def make_optimizer(
       raise UserError(f"optim.{name}={decay}: set 0 or more, below 1")
   if not weight_decay >= 0:
     raise UserError(f"optim.weight_decay={weight_decay}: set 0 or more")
+  if momentum_dtype not in MOMENTUM:
+    known = " or ".join(MOMENTUM)
+    raise UserError(f"optim.momentum_dtype={momentum_dtype!r}: set {known}")
   if not clip_norm > 0:
     raise UserError(f"optim.clip_norm={clip_norm}: set a number above 0")
   rate = make_schedule(
@@ -81,9 +89,12 @@ def make_optimizer(
       adam_weight_decay=weight_decay,
       muon_weight_dimension_numbers=_matrices,
       consistent_rms=0.2,
+      mu_dtype=momentum_dtype,
     )
   else:
-    update = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay)
+    update = optax.adamw(
+      rate, b1=b1, b2=b2, weight_decay=weight_decay, mu_dtype=momentum_dtype
+    )
   return optax.chain(optax.clip_by_global_norm(clip_norm), update)
 
 

@@ -139,3 +139,31 @@ def test_muon_leaves_all_but_kernels_to_adam():
 def test_an_unknown_rule_fails():
   with pytest.raises(UserError, match="rule='sgd' is not one of adamw, muon"):
     first_update((0.3, 0.4), rule="sgd")
+
+
+@pytest.mark.parametrize("rule", ["adamw", "muon"])
+def test_the_first_moment_may_be_held_in_half(rule):
+  more = dict(learning_rate=1e-2, warmup_steps=0, schedule="constant")
+  make = lambda dtype: make_optimizer(
+    rule=rule, total_steps=9, momentum_dtype=dtype, **RULE | more
+  )
+  rng = np.random.default_rng(0)
+  params = {
+    "kernel": jnp.asarray(rng.normal(size=(4, 8)), jnp.float32),
+    "bias": jnp.ones(8),
+  }
+  moved = {}
+  for dtype in ("float32", "bfloat16"):
+    tx = make(dtype)
+    state, new = tx.init(params), params
+    for k in range(3):
+      grads = jax.tree.map(lambda x, k=k: jnp.cos(x * (k + 1)), new)
+      updates, state = tx.update(grads, state, new)
+      new = optax.apply_updates(new, updates)
+    moved[dtype] = new
+    found = {x.dtype.name for x in jax.tree.leaves(state) if x.ndim}
+    assert found == {"float32", dtype}
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), *moved.values()
+  )
+  assert (moved["float32"]["kernel"] != moved["bfloat16"]["kernel"]).any()

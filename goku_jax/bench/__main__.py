@@ -4,6 +4,7 @@
   python -m goku_jax.bench --suite=vae
   python -m goku_jax.bench --suite=conv --rounds=10
   python -m goku_jax.bench --suite=packing
+  python -m goku_jax.bench --suite=attention
   python -m goku_jax.bench --suite=data --config=configs/digits.py \
     --config.data.path=LATENTS
   python -m goku_jax.bench --suite=peer --rounds=10
@@ -37,6 +38,13 @@ written to arrays. With --calibrate=FILE it times packs of --tokens on this
 device instead, forward and backward of --variant, and writes the table that
 `costs.calibrated` reads.
 
+The suite `attention` plans packs of images, of images and clips, and of clips.
+`executed_over_needed` is the pairs of tokens that the blocks of our TPU kernels
+execute over those of a common segment: of the kernel that executes most, and
+`forward`, `dq` and `dkv` each; `stock` of JAX's splash kernels, `chunked` of
+the kernel that runs anywhere, whose `ratio` is the time of JAX's own attention
+over its own, on short packs on this device.
+
 The suite `data` reads steps of a flow config with the step left out, and
 computes steps on batches that are there already: `loader_ratio` is the time of
 the first over that of the second. Without a config it decodes a video by the
@@ -56,7 +64,7 @@ from absl import flags
 
 from goku_jax import job
 
-SUITES = ("vae", "conv", "packing", "data", "peer", "step")
+SUITES = ("vae", "conv", "packing", "attention", "data", "peer", "step")
 
 flags.DEFINE_string("suite", "step", f"what is measured: {', '.join(SUITES)}")
 flags.DEFINE_integer("steps", 10, "that are timed", lower_bound=1)
@@ -99,8 +107,11 @@ def main(
     return _data(rounds, config)
   if config:
     raise job.UserError(f"--suite={suite} takes no --config: leave it out")
-  from goku_jax.bench import conv, machine, peer, vae  # jax is slow to import
+  # JAX is slow to import.
+  from goku_jax.bench import attention, conv, machine, peer, vae
 
+  if suite == "attention":
+    return {**attention.compare(rounds), **machine.describe("float32")}
   if suite == "peer":
     sizes = (variant or "small", tokens or peer.TOKENS)
     return {**peer.compare(rounds, *sizes), **machine.describe("float32")}

@@ -14,7 +14,6 @@ Letters: L queries, S keys, N heads, K head width; Q, R blocks of queries, keys.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -111,8 +110,9 @@ def _tables(q_ids_L, k_ids_S, blocks):
 
 
 def _at_once(block_k: int) -> int:
-  """Keys of a block that are multiplied at once."""
-  return math.gcd(block_k, AT_ONCE)
+  """Keys of a block that are multiplied at once: as many as are taken."""
+  sizes = range(min(block_k, AT_ONCE), 0, -LANES)
+  return next(size for size in sizes if block_k % size == 0)
 
 
 COMMON = dict(

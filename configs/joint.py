@@ -86,7 +86,7 @@ def get_config(arg=None):
   split = dict(replica=1, fsdp=16, sequence=16, tensor=1)
   config.topologies = {
     "v5p:8x8x4": dict(mesh=split, remat="keep_attention"),
-    "v6e:16x16": dict(mesh=split, remat="full"),
+    "v6e:16x16": dict(mesh=split, remat="keep_attention"),
     "v5e:16x16": dict(mesh=split, remat="full"),
   }
   config.sample = dict(  # drawn during training; defaults of the job sample

@@ -7,6 +7,7 @@ It reads its flags once, so a process of its own compiles:
   python -m goku_jax.plan.bundles TOPOLOGY HEAD_WIDTH BLOCK KEY_BLOCK
 """
 
+import functools
 import os
 import pathlib
 import re
@@ -21,6 +22,7 @@ MODULE = "goku_jax.plan.bundles"
 HEADS, BLOCKS = 2, 8  # of what is compiled; neither is in the figures
 
 
+@functools.cache
 def count(
   name: str, head_width: int, block: int, key_block: int
 ) -> dict | None:

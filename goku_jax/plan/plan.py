@@ -3,51 +3,91 @@
 import math
 import re
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 
 from goku_jax import costs
-from goku_jax.plan import bundles, program, report, step, topology
+from goku_jax.plan import bundles, program, report, step, topology, vae_step
 from goku_jax.train import memory
+from goku_jax.train.step import TrainState
 from goku_jax.typing import UserError
 
 SHOWN = 24  # collectives that are printed
+# As libtpu says it: when all is laid out, or already before.
+OUT_OF_MEMORY = (
+  r"Used ([\d.]+\w) of ([\d.]+\w) hbm"
+  r"|temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)"
+)
 
 
-def make_plan(config, name: str, slices: int = 1) -> dict:
-  """Compiles the step of a config for a slice; prints and returns the plan.
+class Job(NamedTuple):
+  """What is planned."""
+
+  lower: Callable  # (config, devices) -> step.Lowered
+  # (config, model, mesh, chip, bundles) -> figures; the autoencoder has no
+  # formula
+  compute: Callable | None = None
+
+
+JOBS = {
+  "train": Job(step.lower_step, report.compute),
+  "sample": Job(step.lower_sample, report.compute_sampling),
+  "vae": Job(vae_step.lower_vae),
+}
+
+
+def make_plan(config, name: str, slices: int = 1, job: str = "train") -> dict:
+  """Compiles what a job runs for a slice; prints and returns the plan.
 
   Args:
-    config: of stage=flow, with a section `plan`.
+    config: of stage=flow, with a section `plan`; of stage=vae for that job.
     name: of the slice, as `topology.find_devices` takes it.
     slices: of them.
+    job: of JOBS.
 
   Raises:
-    UserError: there is no such slice, the mesh does not fit it, or the step
-      does not fit its memory.
+    UserError: there is no such slice or job, the mesh does not fit it, or the
+      program does not fit its memory.
   """
+  if job not in JOBS:
+    raise UserError(f"--job={job} is not one of {', '.join(JOBS)}")
   devices = topology.find_devices(name, slices)
+  config = choose(config, name, slices)
+  if job == "sample":
+    config = step.for_sampling(config, devices)
+  found, rows = compile_plan(config, name, devices, JOBS[job])
+  _print(rows)
+  return found
+
+
+def choose(config, name, slices):
+  """The config on the mesh that it has for a slice, if it has one."""
   config = config.copy_and_resolve_references()
-  chosen = name in config.get("topologies", {})
+  split = config.get("topologies", {}).get(name)
   with config.unlocked():
-    if chosen:
-      split = config.topologies[name]
+    if split:
       config.mesh.update(split.mesh)
       config.model.remat = split.remat
       if slices > 1:
         config.mesh.replica = slices * split.mesh.replica
-  lowered = step.lower_step(config, devices)
+  return config
+
+
+def compile_plan(config, name, devices, job: Job):
+  """The plan of a config on its mesh, and its collectives, alike together."""
+  lowered = job.lower(config, devices)
   started = time.perf_counter()
   compiled = _compile(lowered.lowered, config)
   seconds = time.perf_counter() - started
-  cfg = lowered.model.config
   found = {
     "device": devices[0].device_kind,
     "devices": len(devices),
     "mesh": {k: int(v) for k, v in lowered.mesh.shape.items()},
-    "remat": cfg.remat,
+    "remat": lowered.model.config.remat,
     "parameters": sum(
-      math.prod(x.shape) for x in jax.tree.leaves(lowered.state.params)
+      math.prod(x.shape) for x in jax.tree.leaves(_params(lowered.state))
     ),
     "compile_seconds": seconds,
   }
@@ -59,45 +99,46 @@ def make_plan(config, name: str, slices: int = 1) -> dict:
       "libtpu is not installed: compiled for pretend CPU devices, whose memory,"
       " collectives and speed are not a TPU's; install the extra tpu"
     )
-    return found | {"collectives": _kinds(exchanged)}
-  held = report.tell_memory(
-    program.memory(compiled), memory.bytes_a_device(lowered.state), chip
-  )
-  kernel = config.attention
-  schedule = bundles.count(
-    _smallest(name), cfg.width // cfg.num_heads, kernel.block, kernel.key_block
-  )
-  speed = report.compute(config, lowered.model, lowered.mesh, chip, schedule)
+    return found | {"collectives": _kinds(exchanged)}, []
+  state_bytes = memory.bytes_a_device(lowered.state)
+  held = report.tell_memory(program.memory(compiled), state_bytes, chip)
+  found |= held | {
+    "hbm_seconds": report.hbm_seconds(program.shapes(text), state_bytes, chip)
+  }
   rows = report.tell_collectives(exchanged, chip)
-  total = sum(row["seconds"] for row in rows)
-  tokens = sum(
-    row["seconds"] for row in rows if row["kind"] in report.EXCHANGES
-  )
-  _print(rows)
-  floor = speed.get("compute_seconds")
-  return (
-    found
-    | held
-    | speed
-    | {
-      "bundles": schedule,
-      "interconnect_seconds": total,
-      "token_exchange_seconds": tokens,
-      "token_exchange_share": floor and tokens / floor,
-      "collectives": _kinds(exchanged),
-    }
-  )
+  found |= report.traffic(rows) | {"collectives": _kinds(exchanged)}
+  if job.compute:
+    cfg = lowered.model.config
+    schedule = count_bundles(config, cfg, name)
+    found["bundles"] = schedule
+    found |= job.compute(config, lowered.model, lowered.mesh, chip, schedule)
+    if "compute_seconds" in found:
+      found["token_exchange_share"] = (
+        found["token_exchange_seconds"] / found["compute_seconds"]
+      )
+  return found, rows
+
+
+def count_bundles(config, cfg, name):
+  """The schedule of the config's attention on a chip of a slice."""
+  kernel, width = config.attention, cfg.width // cfg.num_heads
+  return bundles.count(_smallest(name), width, kernel.block, kernel.key_block)
+
+
+def _params(state):
+  return state.params if isinstance(state, TrainState) else state
 
 
 def _compile(lowered, config):
   try:
     return lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
+    used = re.search(OUT_OF_MEMORY, str(error))
     if not used:
       raise
+    needed, there = (used[i] or used[i + 2] for i in (1, 2))
     raise UserError(
-      f"the step needs {used[1]} of a device's {used[2]}: {_largest(error)};"
+      f"the step needs {needed} of a device's {there}: {_largest(error)};"
       f" {memory.advice(config)}"
     ) from error
 
@@ -118,18 +159,20 @@ def _smallest(name):
 
 
 def _kinds(exchanged) -> dict:
-  """Number and bytes of each kind in one layer, and outside of layers."""
+  """Collectives of one layer, and those outside of layers."""
+  return {
+    "a_layer": count_kinds([x for x in exchanged if x.loops]),
+    "a_step_besides": count_kinds([x for x in exchanged if not x.loops]),
+  }
+
+
+def count_kinds(exchanged) -> dict[str, dict[str, int]]:
+  """Number and bytes of the arrays of each kind."""
   found = {}
-  for where, picked in (
-    ("a_layer", [x for x in exchanged if x.loops]),
-    ("a_step_besides", [x for x in exchanged if not x.loops]),
-  ):
-    for one in picked:
-      row = found.setdefault(where, {}).setdefault(
-        one.kind, {"count": 0, "bytes": 0}
-      )
-      row["count"] += 1
-      row["bytes"] += one.bytes
+  for one in exchanged:
+    row = found.setdefault(one.kind, {"count": 0, "bytes": 0})
+    row["count"] += 1
+    row["bytes"] += one.bytes
   return found
 
 

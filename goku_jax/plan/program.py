@@ -59,7 +59,7 @@ class Collective(NamedTuple):
 
 
 class Array(NamedTuple):
-  """One array that a loop's body makes, in memory of one device."""
+  """One array that is made, in memory of one device."""
 
   dtype: str
   shape: tuple[int, ...]
@@ -243,7 +243,7 @@ def _nearest(here, op, neighbours):
 
 
 def shapes(text: str) -> list[Array]:
-  """Every array that instructions inside of loops make.
+  """Every array that instructions make, with how many loops are around it.
 
   Inside of a fusion nothing lies in memory, so only its results count, and of
   these not what takes the place of an operand. `dynamic-update-slice` writes
@@ -253,7 +253,7 @@ def shapes(text: str) -> list[Array]:
   return [
     Array(dtype, shape, made_by, op.op_name, place.times, place.loops)
     for op, place in hlo.walk(program)
-    if place.loops and not place.fusion and not _makes_nothing(op)
+    if not place.fusion and not _makes_nothing(op)
     for dtype, shape, made_by in _made(program, op)
   ]
 

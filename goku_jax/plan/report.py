@@ -20,6 +20,7 @@ from goku_jax.models.transformer import REMAT
 from goku_jax.parallel import rules
 from goku_jax.parallel.batch import count_ranks
 from goku_jax.plan import program
+from goku_jax.plan.step import BRANCHES
 
 EXCHANGES = ("all-to-all", "collective-permute")
 
@@ -45,7 +46,7 @@ def work_of(config, sizes) -> Work:
 
 
 def compute(config, model, mesh, chip, bundles) -> dict:
-  """Seconds of products and of attention on a device; ceilings of MFU.
+  """Seconds of a training step's products and attention; ceilings of MFU.
 
   Args:
     config: of the step.
@@ -57,32 +58,73 @@ def compute(config, model, mesh, chip, bundles) -> dict:
   cfg = model.config
   work = work_of(config, costs.sizes_of(cfg))
   again = 0 if cfg.remat == "none" else 1
-  linear = (work.model - work.attention) * (3 + again) / 3
-  linear_seconds = linear / mesh.size / chip.flops
-  found = {
-    "model_flops": work.model,
-    "attention_share": work.attention / work.model,
-    "linear_seconds": linear_seconds,
-  }
+  found = _linear(work, (3 + again) / 3, mesh, chip)
   if not bundles or not chip.clock:
     return found
   kept = "attention" in REMAT.get(cfg.remat, cfg.remat) or not again
   forwards = 1 if kept else 2
   cycles = forwards * bundles["forward"] + bundles["dq"] + bundles["dkv"]
+  return found | _ceilings(config, cfg, work, found, cycles, mesh, chip)
+
+
+def compute_sampling(config, model, mesh, chip, bundles) -> dict:
+  """The same of all steps from noise to latents, forwards alone."""
+  passes = BRANCHES * config.sample.num_steps
+  work = Work(
+    *(passes * x for x in work_of(config, costs.sizes_of(model.config)))
+  )
+  work = work._replace(model=work.model / 3, attention=work.attention / 3)
+  found = _linear(work, 1, mesh, chip)
+  if not bundles or not chip.clock:
+    return found
+  return found | _ceilings(
+    config, model.config, work, found, bundles["forward"], mesh, chip
+  )
+
+
+def _linear(work, times, mesh, chip):
+  """What is known without the kernels' schedule."""
+  linear = (work.model - work.attention) * times
+  return {
+    "model_flops": work.model,
+    "attention_share": work.attention / work.model,
+    "linear_seconds": linear / mesh.size / chip.flops,
+  }
+
+
+def _ceilings(config, cfg, work, found, cycles, mesh, chip):
+  """What follows of the cycles that a pair of blocks takes."""
   ring = config.attention.ring
   ulysses = mesh.shape[rules.TOKENS] // ring
   heads = math.ceil(cfg.num_heads / mesh.shape[rules.HEADS] / ulysses)
   packs = config.data.num_packs / count_ranks(mesh)
   pairs = packs * heads * cfg.depth * work.blocks / ring
   seconds = pairs * cycles / (chip.cores * chip.clock)
-  floor = linear_seconds + seconds
+  floor = found["linear_seconds"] + seconds
   peak = mesh.size * chip.flops
-  return found | {
+  return {
     "attention_seconds": seconds,
     "compute_seconds": floor,
     "attention_ceiling": work.attention / peak / seconds,
     "mfu_ceiling": work.model / peak / floor,
   }
+
+
+def hbm_seconds(arrays, state_bytes: int, chip) -> float:
+  """Seconds in which memory passes what a step must write and read, at least.
+
+  Each array that is made is written and read once, and so is the state:
+  whatever reads an array twice is not known to, nor what lies in a core's own
+  memory in between.
+  """
+  if not chip.hbm_speed:
+    return math.nan
+  made = sum(
+    program.num_bytes(x.dtype, x.shape) * x.times
+    for x in arrays
+    if x.op != "dynamic-update-slice"  # which writes a part
+  )
+  return 2 * (made + state_bytes) / chip.hbm_speed
 
 
 def traffic_seconds(collective, chip) -> float:
@@ -99,6 +141,13 @@ def traffic_seconds(collective, chip) -> float:
     "collective-permute": size,
   }[collective.kind]
   return collective.times * whole / both_ways
+
+
+def traffic(rows) -> dict:
+  """Seconds of all collectives, and of those that exchange tokens."""
+  total = sum(row["seconds"] for row in rows)
+  tokens = sum(row["seconds"] for row in rows if row["kind"] in EXCHANGES)
+  return {"interconnect_seconds": total, "token_exchange_seconds": tokens}
 
 
 def tell_collectives(found, chip) -> list[dict]:

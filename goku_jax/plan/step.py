@@ -1,8 +1,10 @@
-"""The train step of a flow config, compiled for devices that need not exist."""
+"""What a job runs on devices, lowered for some that need not exist."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -13,14 +15,18 @@ from goku_jax.parallel import mesh as meshes
 from goku_jax.parallel import rules
 from goku_jax.parallel.attention import check_heads
 from goku_jax.sample.restore import init_params
+from goku_jax.sample.sampler import integrate
 from goku_jax.train.flow_loss import make_loss
 from goku_jax.train.flow_task import mesh_fns
 from goku_jax.train.optimizer import make_optimizer
 from goku_jax.train.step import init_state, jit_step
 
+STRIDE = (4, 8, 8)  # of Goku's autoencoder: frames, height, width
+BRANCHES = 2  # of guidance, with captions and without, in one batch
+
 
 class Lowered(NamedTuple):
-  """A step that is traced and not compiled."""
+  """A program that is traced and not compiled."""
 
   lowered: Any  # jax.stages.Lowered
   model: Any
@@ -39,20 +45,14 @@ def lower_step(config, devices) -> Lowered:
     UserError: as `train` would.
   """
   mesh = meshes.make_mesh(**config.mesh, devices=devices)
-  data = config.data
-  batches.check_rows(mesh, config.micro_batches, num_packs=data.num_packs)
-  batches.check_tokens(mesh, tokens=data.pack.tokens)
-  plain = make_goku(**config.model)
-  check_heads(mesh, plain.config.num_heads)
-  platform = devices[0].platform
-  fns = mesh_fns(mesh, platform=platform, **config.attention)
-  model = make_goku(**config.model, **fns)
+  num_packs = config.data.num_packs
+  batches.check_rows(mesh, config.micro_batches, num_packs=num_packs)
+  plain, model = _models(config, mesh)
   tx = make_optimizer(total_steps=config.total_steps, **config.optim)
   rng = jax.eval_shape(lambda: jax.random.key(config.seed))
   init = lambda rng: init_state(init_params(plain, rng), tx)
   with meshes.use(mesh):
-    state = jax.eval_shape(init, rng)
-    placed = rules.shardings(mesh, state)
+    state, placed = place_abstract(mesh, init, rng)
     step = jit_step(
       placed,
       loss_fn=make_loss(model, **config.loss),
@@ -61,12 +61,74 @@ def lower_step(config, devices) -> Lowered:
       ema_decay=config.ema_decay,
       micro_batches=config.micro_batches,
     )
-    state = jax.tree.map(_abstract, state, placed)
-    whole = NamedSharding(mesh, P())
     lowered = step.lower(
-      state, abstract_batch(config, model, mesh), _abstract(rng, whole)
+      state, abstract_batch(config, model, mesh), whole(mesh, rng)
     )
   return Lowered(lowered, model, mesh, state)
+
+
+def lower_sample(config, devices) -> Lowered:
+  """All steps from noise to latents, of a config by `for_sampling`.
+
+  Raises:
+    UserError: as `sample` would.
+  """
+  mesh = meshes.make_mesh(**config.mesh, devices=devices)
+  plain, model = _models(config, mesh)
+  rng = jax.eval_shape(lambda: jax.random.key(config.seed))
+  scalar = whole(mesh, jax.ShapeDtypeStruct((), jnp.float32))
+  with meshes.use(mesh):
+    params, _ = place_abstract(mesh, lambda rng: init_params(plain, rng), rng)
+    batch = abstract_batch(config, model, mesh)
+    lowered = integrate.lower(
+      *(model, params, batch, whole(mesh, rng), scalar, scalar),
+      config.sample.num_steps,
+      "euler",
+    )
+  return Lowered(lowered, model, mesh, params)
+
+
+def for_sampling(config, devices):
+  """The config with packs as `sample` would have them: a clip in each.
+
+  One for every rank; a pack is the clip of `config.sample` and what makes it a
+  multiple of the kernels' lanes.
+  """
+  mesh = meshes.make_mesh(**config.mesh, devices=devices)
+  frames, *sides = config.sample.num_frames, *config.sample.size
+  patch = make_goku(**config.model).config.patch_size
+  clip = (frames - 1) // STRIDE[0] + 1
+  for side, stride, size in zip(sides, STRIDE[1:], patch[1:], strict=True):
+    clip *= side // (stride * size)
+  whole = 128 * mesh.shape[rules.TOKENS]
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.plan.segment = clip
+    config.data.pack.tokens = math.ceil(clip / whole) * whole
+    config.data.num_packs = batches.count_ranks(mesh)
+  return config
+
+
+def _models(config, mesh):
+  """The model alone, and as this mesh runs it."""
+  batches.check_tokens(mesh, tokens=config.data.pack.tokens)
+  plain = make_goku(**config.model)
+  check_heads(mesh, plain.config.num_heads)
+  platform = mesh.devices.flat[0].platform
+  fns = mesh_fns(mesh, platform=platform, **config.attention)
+  return plain, make_goku(**config.model, **fns)
+
+
+def place_abstract(mesh, init, rng):
+  """Shapes of what `init` makes, where they lie, and the layout alone."""
+  shapes = jax.eval_shape(init, rng)
+  placed = rules.shardings(mesh, shapes)
+  return jax.tree.map(_abstract, shapes, placed), placed
+
+
+def whole(mesh, x):
+  """The shape of an array that every device has."""
+  return _abstract(x, NamedSharding(mesh, P()))
 
 
 def abstract_batch(config, model, mesh) -> dict:

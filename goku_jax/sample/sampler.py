@@ -120,7 +120,7 @@ def sample_latents(
     batch = {k: np.concatenate([p[k] for p in (*full, empty)]) for k in empty}
     # Of several processes each gives all of the batch.
     batch["tokens_BLP"] = fetch(
-      _integrate(
+      integrate(
         model,
         params,
         batch,
@@ -143,7 +143,7 @@ def sample_latents(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6, 7))
-def _integrate(
+def integrate(
   model, params, batch, rng, guidance_scale, shift, num_steps, solver_name
 ):
   """Tokens at t = 1 of a batch of packs."""

@@ -1,6 +1,8 @@
 """The autoencoder: clips and single images together."""
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +25,21 @@ from goku_jax.typing import UserError
 SHOWN_LATENTS = 4  # frames of latents at once
 
 
-def make_task(config, mesh) -> Task:
-  """The autoencoder of a config."""
+class Trained(NamedTuple):
+  """The autoencoder of a config and what it is trained by."""
+
+  model: vae.VAE
+  loss_fn: Callable
+  critic: Critic | None  # the discriminator and its game
+  needs_side: int  # pixels that judges need of a picture's sides
+
+
+def make_trained(config, mesh) -> Trained:
+  """What is trained on a mesh, without data.
+
+  Raises:
+    UserError: a setting that does not go, or lacks a file.
+  """
   counts = {name: config.data[name] for name in ("num_clips", "num_images")}
   check_rows(mesh, config.micro_batches, **counts)
   if not config.data.num_clips:
@@ -42,23 +57,35 @@ def make_task(config, mesh) -> Task:
     "image": lambda params, *args: model.apply({"params": params}, *args),
   }
   through = dict(apply_fns=apply_fns, model=model)
+  return Trained(
+    model,
+    functools.partial(vae_loss, **through, **loss),
+    gan and _make_critic(through, loss, **gan),
+    MIN_SIDE if "lpips_fn" in loss else 1,
+  )
+
+
+def make_task(config, mesh) -> Task:
+  """The autoencoder of a config."""
+  model, loss_fn, critic, needs_side = make_trained(config, mesh)
   raw, held_out = _sources(config)
   batches = functools.partial(
     pipeline.vae_batches,
     raw,
-    **counts,
+    num_clips=config.data.num_clips,
+    num_images=config.data.num_images,
     seed=config.seed,
   )
   shown = np.stack([held_out[i]["video"] for i in (1, 3, 5, 7)])
   model.latent_shape(shown.shape)  # refuses what the stride does not divide
-  if "lpips_fn" in loss and min(shown.shape[2:4]) < MIN_SIDE:
+  if min(shown.shape[2:4]) < needs_side:
     raise UserError(
-      f"LPIPS needs {MIN_SIDE} pixels a side: set a larger crop, or"
+      f"LPIPS needs {needs_side} pixels a side: set a larger crop, or"
       " loss.lpips_weight=0"
     )
   return Task(
     init_params=lambda rng: model.init(rng, jnp.zeros(shown.shape))["params"],
-    loss_fn=functools.partial(vae_loss, **through, **loss),
+    loss_fn=loss_fn,
     batches=lambda first_step: batches(
       first_step=first_step,
       num_steps=config.total_steps - first_step,
@@ -70,7 +97,7 @@ def make_task(config, mesh) -> Task:
     picture=_first_videos,
     dtype=model.config.dtype,
     settle=lambda workdir: None,
-    critic=gan and _make_critic(through, loss, **gan),
+    critic=critic,
   )
 
 

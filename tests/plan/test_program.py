@@ -301,7 +301,7 @@ custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
   assert found == [program.Kernel("splash_fwd", 3, 1, source)]
 
 
-def test_arrays_are_what_instructions_of_a_loop_leave_in_memory():
+def test_arrays_are_what_instructions_leave_in_memory():
   body = """
 %wide (p: bf16[8]) -> (f32[64], bf16[3,8], bf16[8]) {
   %p = bf16[8]{0} parameter(0)
@@ -329,6 +329,7 @@ metadata={op_name="jit(f)/block"}
   )
   found = program.shapes(LESS.format(name="c3", limit=3) + body + main)
   assert found == [
+    program.Array("f32", (99,), "broadcast", "", 1, 0),
     program.Array("f32", (64,), "convert", "jit(f)/block", 3, 1),
     program.Array("bf16", (3, 8), "dynamic-update-slice", "jit(f)/block", 3, 1),
     program.Array("bf16", (8,), "copy-done", "", 3, 1),
@@ -436,7 +437,9 @@ def test_a_program_for_a_tpu_gathers_and_scatters_each_layer():
   check_memory(compiled)
   # No float32 copy of the tokens, and what the MLP holds is seen.
   large = [
-    a for a in program.shapes(text) if WIDE in a.shape and TOKENS in a.shape
+    a
+    for a in program.shapes(text)
+    if a.loops and WIDE in a.shape and TOKENS in a.shape
   ]
   assert {a.dtype for a in large} == {"bf16"}
   assert {a.times for a in large} == {DEPTH}

@@ -8,6 +8,7 @@
   python -m goku_jax.bench --suite=data --config=configs/digits.py \
     --config.data.path=LATENTS
   python -m goku_jax.bench --suite=peer --rounds=10
+  python -m goku_jax.bench --suite=pod --config=configs/joint.py --short
 
 The suite `step`, which is meant where none is named, times training steps of a
 flow config, on one batch that is there already and with the loader: the median
@@ -56,6 +57,12 @@ The suite `peer` takes the gradients of --variant (small) on one segment of
 the same sizes, in turns: `ratio` is PyTorch's seconds over ours. `linear_share`
 is what the blocks' linear layers alone reach of the speed of one matrix product
 of their shape. Needs the extra `parity`.
+
+The suite `pod` checks what a config would run on: devices and mesh (and
+--topology), products, memory and bits of each device, exchanges along each axis
+of the mesh; unless --short, attention's kernels and some steps too. It tells a
+line each. What fails, or is slower than 1.3 times the median, is named and ends
+with status 1: docs/first_hour.md.
 """
 
 import os
@@ -64,7 +71,7 @@ from absl import flags
 
 from goku_jax import job
 
-SUITES = ("vae", "conv", "packing", "attention", "data", "peer", "step")
+SUITES = ("vae", "conv", "packing", "attention", "data", "peer", "step", "pod")
 
 flags.DEFINE_string("suite", "step", f"what is measured: {', '.join(SUITES)}")
 flags.DEFINE_integer("steps", 10, "that are timed", lower_bound=1)
@@ -73,6 +80,8 @@ flags.DEFINE_integer("num_frames", 17, "of the clip, 8k+1", lower_bound=1)
 flags.DEFINE_integer("size", 256, "pixels of its sides", lower_bound=8)
 flags.DEFINE_integer("width", 128, "of the largest level", lower_bound=32)
 flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "computed in")
+flags.DEFINE_string("topology", None, "slice that should be here, as v5p:8x8x4")
+flags.DEFINE_bool("short", False, "leave out what takes minutes")
 flags.DEFINE_list("memory_frames", "17,65,257", "lengths of clips; '' for none")
 flags.DEFINE_string("calibrate", None, "file for the times of packs")
 flags.DEFINE_string("variant", None, "of the model that is timed")
@@ -92,6 +101,8 @@ def main(
   tokens=None,
   steps=10,
   config=None,
+  topology=None,
+  short=False,
 ):
   """Returns the figures of the suite."""
   if suite not in SUITES:
@@ -103,6 +114,8 @@ def main(
     )
   if suite == "step":
     return _step(steps, config)
+  if suite == "pod":
+    return _pod(config, topology, short)
   if suite == "data":
     return _data(rounds, config)
   if config:
@@ -137,6 +150,24 @@ def _packing(rounds, calibrate, variant, tokens, dtype):
   table = pack_times.measure(rounds, variant, tokens, dtype)
   job.write_json(calibrate, table)
   return {**table, "variant": variant, **machine.describe(dtype)}
+
+
+def _pod(config, topology, short):
+  if not config:
+    raise job.UserError("--suite=pod needs a --config of stage=flow")
+  _check_stage(config)
+  from goku_jax.bench import machine, pod
+  from goku_jax.parallel import multihost
+
+  multihost.initialize()
+  checks = pod.report(config, topology, short)
+  failed = [name for name, check in checks.items() if not check["passed"]]
+  found = {"checks": checks, **machine.describe(config.model.dtype)}
+  if failed:
+    if path := flags.FLAGS["json"].value if "json" in flags.FLAGS else None:
+      job.write_json(path, found)
+    raise SystemExit(f"{len(failed)} of {len(checks)} checks failed")
+  return found
 
 
 def _step(steps, config):

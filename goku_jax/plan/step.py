@@ -32,6 +32,7 @@ class Lowered(NamedTuple):
   model: Any
   mesh: jax.sharding.Mesh
   state: Any  # its shapes and shardings
+  init: Any = None  # a key -> the state
 
 
 def lower_step(config, devices) -> Lowered:
@@ -64,7 +65,7 @@ def lower_step(config, devices) -> Lowered:
     lowered = step.lower(
       state, abstract_batch(config, model, mesh), whole(mesh, rng)
     )
-  return Lowered(lowered, model, mesh, state)
+  return Lowered(lowered, model, mesh, state, init)
 
 
 def lower_sample(config, devices) -> Lowered:

@@ -42,6 +42,22 @@ def has_compiler() -> bool:
   return importlib.util.find_spec("libtpu") is not None
 
 
+def count_devices(name: str, slices: int = 1) -> int:
+  """JAX devices of a topology such as "v5p:8x8x4".
+
+  Raises:
+    UserError: it is none by its name.
+  """
+  match = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name)
+  if not match or match[1] not in EXAMPLES or slices < 1:
+    known = ", ".join(example for example, _ in EXAMPLES.values())
+    raise UserError(
+      f"--topology={name} with --slices={slices} is none: name one as {known}"
+    )
+  chips = math.prod(map(int, match[2].split("x")))
+  return chips * EXAMPLES[match[1]][1] * slices
+
+
 def find_devices(name: str, slices: int = 1) -> list:
   """Devices of a topology such as "v5p:8x8x4", to compile for.
 
@@ -54,21 +70,16 @@ def find_devices(name: str, slices: int = 1) -> list:
   Raises:
     UserError: there is no such topology.
   """
-  known = ", ".join(example for example, _ in EXAMPLES.values())
-  match = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name)
-  if not match or match[1] not in EXAMPLES or slices < 1:
-    raise UserError(
-      f"--topology={name} with --slices={slices} is none: name one as {known}"
-    )
+  count = count_devices(name, slices)
   if not has_compiler():
-    chips = math.prod(map(int, match[2].split("x")))
-    return _pretend(chips * EXAMPLES[match[1]][1] * slices)
+    return _pretend(count)
   from jax.experimental import topologies
 
   more = {"num_slices": slices} if slices > 1 else {}
   try:
     return topologies.get_topology_desc(name, "tpu", **more).devices
   except Exception as error:  # of libtpu, which says what is wrong in a line
+    known = ", ".join(example for example, _ in EXAMPLES.values())
     raise UserError(
       f"--topology={name} is none that libtpu knows: name one as {known}"
       f" ({str(error).splitlines()[0][:200]})"

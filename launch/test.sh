@@ -5,7 +5,8 @@
 #   --parity  comparisons with torch too (installs the extra `parity`)
 #   --tpu     ahead-of-time compiles for TPUs too (installs the extra `tpu`)
 #   --device  tests that need an accelerator too, on JAX's default platform
-# PYTHON selects the interpreter; WORKERS the number of processes (2).
+# PYTHON selects the interpreter; WORKERS the number of processes: by default as
+# many as there are cores, 4 at most, which take 5 GB each.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -21,4 +22,6 @@ for argument in "$@"; do
   esac
 done
 bash launch/install.sh "${extras[@]}"
-exec .venv/bin/python -m pytest -n "${WORKERS:-2}" --dist worksteal "$@"
+cores=$(nproc)
+workers=${WORKERS:-$((cores < 4 ? cores : 4))}
+exec .venv/bin/python -m pytest -n "$workers" --dist worksteal "$@"

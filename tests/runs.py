@@ -47,8 +47,12 @@ def start_job(name, *arguments, **environment):
 
 def run_job(name, *arguments, status=0):
   """Runs a job to its end; returns what it printed on both."""
-  process = start_job(name, *arguments)
-  out, err = (text.decode() for text in process.communicate(timeout=200))
+  with start_job(name, *arguments) as process:
+    try:
+      out, err = (text.decode() for text in process.communicate(timeout=280))
+    except subprocess.TimeoutExpired:
+      process.kill()  # else it would live on beside other tests
+      raise
   assert process.returncode == status, out + err
   return out, err
 

@@ -34,6 +34,8 @@ def test_the_job_plans_and_says_so_in_json(tmp_path):
     "plan",
     f"--config={SPEC}debug",
     "--config.mesh.sequence=2",
+    "--config.attention.block=256",  # to compile large ones takes a minute
+    "--config.attention.key_block=256",
     "--topology=v5e:2x4",
     f"--json={path}",
   )
@@ -97,6 +99,8 @@ def test_layers_make_no_array_that_is_needless():
 
 
 @pytest.mark.tpu
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_sampling_is_planned_and_only_exchanges_forward():
   found = read("debug", mesh__sequence=2)
   devices = topology.find_devices("v5e:2x4")
@@ -113,6 +117,8 @@ def test_sampling_is_planned_and_only_exchanges_forward():
 
 
 @pytest.mark.tpu
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_an_autoencoder_is_planned():
   found = config.read_config(f"{runs.ROOT}/configs/vae.py:variant=debug")
   plan = plans.make_plan(found, "v5e:2x4", job="vae")
@@ -231,6 +237,7 @@ def test_memory_passes_what_layers_make_and_the_state_twice():
 
 
 @pytest.mark.tpu
+@pytest.mark.slow
 def test_wider_heads_take_no_more_bundles():
   narrow, wide = (bundles.count("v5p:2x2x1", k, 512, 512) for k in (64, 128))
   assert narrow.keys() == {"forward", "dq", "dkv"}

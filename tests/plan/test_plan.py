@@ -68,11 +68,12 @@ def test_a_layer_exchanges_what_the_golden_table_says(name):
 def test_layers_reduce_no_weights_and_gather_no_tokens(name):
   text, memory, state = collectives.compiled(name)
   inside = [x for x in program.collectives(text) if x.loops]
-  weight = WIDTH**2  # the smallest of a layer; of text are keys and values
+  weight = WIDTH**2  # the smallest of a layer
   large = lambda kind: [
     x for x in inside if x.kind == kind and np.prod(x.shape) >= weight
   ]
-  assert not [x for x in large("all-reduce") if "shard_map" not in x.source]
+  # Of text are keys and values, which have a dim of heads.
+  assert not [x for x in large("all-reduce") if x.shape[-2:] != (8, 64)]
   assert len(large("all-gather")) >= 8
   assert not [x for x in large("all-gather") if x.shape[-2:] == (TOKENS, WIDTH)]
   donated = sum(
@@ -95,7 +96,9 @@ def test_layers_make_no_array_that_is_needless():
       # Backward the compiler widens what comes out of rotations.
       backward = "rematted" not in array.source and "checkpoint" in array.source
       wide = np.prod(array.shape) >= 2 * here * WIDTH
-      assert backward or not (wide and array.dtype == "f32"), array
+      of_kernel = array.op == "custom-call"  # its log-sum-exp, by lanes
+      needless = wide and array.dtype == "f32" and not of_kernel
+      assert backward or not needless, array
 
 
 @pytest.mark.tpu
@@ -177,6 +180,7 @@ def test_a_mesh_that_does_not_make_the_slice_is_refused():
 def test_a_step_that_does_not_fit_says_by_how_much_and_what_would():
   found = read(
     "variant=2b,res=288p",
+    attention__ring=1,
     model__depth=2,
     model__remat="none",
     data__num_packs=64,

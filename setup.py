@@ -34,12 +34,10 @@ CORE = [
   "tqdm>=4.70.1,<5",
 ]
 
-TOKAMAX = "tokamax>=0.0.12,<0.0.13"  # called below its public functions
-
 EXTRAS = {
   # Accelerators: the same jax, with its plugin.
   "tpu": ["jax[tpu]>=0.10.2,<0.13"],
-  "gpu": ["jax[cuda13]>=0.10.2,<0.13", TOKAMAX],
+  "gpu": ["jax[cuda13]>=0.10.2,<0.13"],
   # Data and text that need more than the core.
   "data": ["pyarrow>=24,<27"],
   "text": ["sentencepiece>=0.2.3,<0.3", "tokenizers>=0.23.1,<0.25"],
@@ -68,7 +66,6 @@ EXTRAS["dev"] = [
   "pytest-xdist>=3.8.0,<4",
   "ruff>=0.17.6,<0.18",
   "tensorflow-datasets>=4.9.10,<5",
-  TOKAMAX,  # without CUDA: its kernels are lowered, and interpreted
   *EXTRAS["data"],
   *EXTRAS["text"],
   *EXTRAS["curate"],

@@ -59,6 +59,8 @@ def get_config(arg=None):
     dtype="float32" if arg.debug else "bfloat16",
     remat="full",
     text_width=2048,
+    depth=config_dict.placeholder(int),  # layers; None: the variant's
+    unroll=1,
   )
   config.data = dict(path=config_dict.placeholder(str))  # commas between
   config.data.update(

@@ -11,7 +11,8 @@
   python -m goku_jax.bench --suite=pod --config=configs/joint.py --short
 
 The suite `step`, which is meant where none is named, times training steps of a
-flow config, on one batch that is there already and with the loader: the median
+flow config, on one batch that is there already and with the loader (without
+data.path only the first, on noise in packs as config.plan says): the median
 and the fastest, and by the median tokens and model TFLOPs a second; `mfu` is
 their share of the chip's peak (of one product's, where the chip is not known),
 `matmul_share` of what matrix products of the MLPs' shapes reach on the same

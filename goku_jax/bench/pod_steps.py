@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from goku_jax import costs
-from goku_jax.bench import pod_devices
+from goku_jax.bench import made_up, pod_devices
 from goku_jax.bench.pod_devices import Check
-from goku_jax.data import packing, tokenize
 from goku_jax.models import attention, kernels
 from goku_jax.models.goku import make_goku
 from goku_jax.parallel import batch as batches
@@ -24,6 +23,7 @@ from goku_jax.typing import UserError
 TOLERANCE = 0.02  # of bfloat16, relative to an array's norm
 STEPS = 20
 HEADS = 2  # of what kernels are checked on
+SEGMENTS = 4  # of a pack of theirs, at most
 
 
 def check_kernels(config) -> list[Check]:
@@ -36,7 +36,7 @@ def check_kernels(config) -> list[Check]:
   found = []
   for name in kernels.NAMES:
     try:
-      attend = kernels.choose(name, **sizes)
+      attend = kernels.choose(name, **sizes, segments=SEGMENTS)
     except UserError:
       continue  # it is of another platform
     if name != "auto" and attend is not attention.attend:
@@ -113,7 +113,10 @@ def check_steps(config, count: int = STEPS) -> list[Check]:
     placed = jax.tree.map(lambda x: x.sharding, lowered.state)
     state = jax.jit(lowered.init, out_shardings=placed)(rng)
     rng = batches.replicate(lowered.mesh, rng)
-    batch = batches.place(lowered.mesh, make_batch(config, lowered))
+    batch = made_up.make_batch(
+      config, lowered.model, lowered.mesh, _grid(config), 1
+    )
+    batch = batches.place(lowered.mesh, batch)
     losses, seconds = [], []
     for _ in range(count):
       start = time.perf_counter()
@@ -152,30 +155,3 @@ def _grid(config):
   """Frames, height and width in tokens of what each pack is filled with."""
   side = math.isqrt(config.data.pack.tokens)
   return 1, side, side
-
-
-def make_batch(config, lowered) -> dict:
-  """This host's packs of one picture each, of noise, without a caption."""
-  cfg, data = lowered.model.config, config.data
-  rng = np.random.default_rng(0)
-  sides = np.array(_grid(config)) * np.array(cfg.patch_size)
-  width = 0 if lowered.model.text_config else cfg.text_width
-  shape = (*sides.tolist(), cfg.latent_channels)
-  sample = {
-    "mean": rng.standard_normal(shape, np.float32),
-    "logvar": np.full(shape, -30.0, np.float32),
-    "text_ids": np.full(1, tokenize.EOS, np.int32),
-    "text_embeddings": np.zeros((1, width), np.float16),
-    "index": 0,
-    "visit": 0,
-    "class": 0,
-  }
-  pack = packing.pack(
-    [sample],
-    packing.Capacity(**data.pack),
-    patch_size=tuple(cfg.patch_size),
-    channels=cfg.latent_channels,
-    null_text=np.zeros((1, width), np.float16),
-  )
-  rows = len(batches.own_rows(lowered.mesh, data.num_packs))
-  return {name: np.repeat(x, rows, 0) for name, x in pack.items()}

@@ -40,8 +40,10 @@ def main(workdir, steps):
     if not steps:
       return {"start": start}
     alone = run.time(itertools.repeat(placed, count)), [run.work(batch)]
-    worked = []
-    fed = run.time(_read(run, count, worked)), worked[training.WARM_UP :]
+    fed, worked = {}, []
+    if config.data.path is not None:
+      seconds = run.time(_read(run, count, worked))
+      fed["with_data"] = seconds, worked[training.WARM_UP :]
     peak_bytes, of = machine.peak_memory()
     parameters = sum(x.size for x in jax.tree.leaves(run.state.params))
   # May time one device, so outside of the mesh.
@@ -53,7 +55,7 @@ def main(workdir, steps):
     "devices": jax.device_count(),
     "parameters": parameters,
     "without_data": _figures(*alone, rates),
-    "with_data": _figures(*fed, rates),
+    **{name: _figures(*timed, rates) for name, timed in fed.items()},
     "peak_tflops": peak / 1e12,
     "peak_by": "vendor" if costs.find_chip(kind) else "measurement",
     "matmul_tflops": product / 1e12,

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 
+from goku_jax.bench import made_up
 from goku_jax.parallel import batch as batches
 from goku_jax.parallel import mesh as meshes
 from goku_jax.parallel import multihost, rules
@@ -81,6 +82,8 @@ class Training:
 def opened(config, steps: int):
   """A `Training` at its first step, with data for `steps` at least.
 
+  Without `data.path`, packs are made up as `config.plan` says.
+
   Raises:
     UserError: as `train` would.
   """
@@ -89,7 +92,9 @@ def opened(config, steps: int):
   # The step keeps to the config's own: it is a constant of what is compiled.
   longer = config.copy_and_resolve_references()
   longer.total_steps = max(config.total_steps, steps)
-  task = flow_task.make_task(longer, mesh)
+  has_data = config.data.path is not None or "plan" not in config
+  make_task = flow_task.make_task if has_data else made_up.make_task
+  task = make_task(longer, mesh)
   try:
     with meshes.use(mesh):
       yield Training(config, mesh, task)

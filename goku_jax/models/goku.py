@@ -91,7 +91,8 @@ def make_goku(
     text_attention_fn: the same, to text.
     weights_fn: through which the weights of a layer pass before it uses them,
       none while they are made.
-    **sizes: fields of `TransformerConfig`.
+    **sizes: fields of `TransformerConfig`; those that are None are the
+      variant's.
 
   Raises:
     UserError: the variant or dtype is not one of the known, or a size does not
@@ -104,6 +105,7 @@ def make_goku(
   if text is not None:
     text = TextConfig(**text, dtype=compute)
     sizes["text_width"] = text.width
+  sizes = {name: size for name, size in sizes.items() if size is not None}
   config = transformer.TransformerConfig(
     **transformer.VARIANTS[variant] | sizes | dict(dtype=compute)
   )

@@ -48,7 +48,7 @@ def lower_step(config, devices) -> Lowered:
   mesh = meshes.make_mesh(**config.mesh, devices=devices)
   num_packs = config.data.num_packs
   batches.check_rows(mesh, config.micro_batches, num_packs=num_packs)
-  plain, model = _models(config, mesh)
+  plain, model = make_models(config, mesh)
   tx = make_optimizer(total_steps=config.total_steps, **config.optim)
   rng = jax.eval_shape(lambda: jax.random.key(config.seed))
   init = lambda rng: init_state(init_params(plain, rng), tx)
@@ -75,7 +75,7 @@ def lower_sample(config, devices) -> Lowered:
     UserError: as `sample` would.
   """
   mesh = meshes.make_mesh(**config.mesh, devices=devices)
-  plain, model = _models(config, mesh)
+  plain, model = make_models(config, mesh)
   rng = jax.eval_shape(lambda: jax.random.key(config.seed))
   scalar = whole(mesh, jax.ShapeDtypeStruct((), jnp.float32))
   with meshes.use(mesh):
@@ -110,14 +110,16 @@ def for_sampling(config, devices):
   return config
 
 
-def _models(config, mesh):
-  """The model alone, and as this mesh runs it."""
+def make_models(config, mesh):
+  """The model alone, which makes parameters, and as this mesh runs it.
+
+  Raises:
+    UserError: the mesh does not split the packs or the heads.
+  """
   batches.check_tokens(mesh, tokens=config.data.pack.tokens)
   plain = make_goku(**config.model)
   check_heads(mesh, plain.config.num_heads)
-  platform = mesh.devices.flat[0].platform
-  fns = mesh_fns(mesh, platform=platform, **config.attention)
-  return plain, make_goku(**config.model, **fns)
+  return plain, make_goku(**config.model, **mesh_fns(config, mesh))
 
 
 def place_abstract(mesh, init, rng):

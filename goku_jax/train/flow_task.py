@@ -43,7 +43,7 @@ def make_task(config, mesh) -> Task:
 def _make_task(config, mesh, opened):
   data = config.data
   source, codec = opened.source, opened.codec
-  model = make_model(config, codec, **mesh_fns(mesh, **config.attention))
+  model = make_model(config, codec, **mesh_fns(config, mesh))
   check_heads(mesh, model.config.num_heads)
   _check_conditions(model, source)
   patch_size = tuple(model.config.patch_size)
@@ -75,7 +75,7 @@ def _make_task(config, mesh, opened):
       rows_of=functools.partial(own_rows, mesh),
       threads=data.threads,
     ),
-    work=functools.partial(_work, model.config),
+    work=functools.partial(work, model.config),
     show=functools.partial(_show, run, prompts, asked),
     captions=_captions(prompts, asked["labels"]),
     picture=functools.partial(_picture, codec, patch_size),
@@ -92,18 +92,27 @@ def _make_task(config, mesh, opened):
   )
 
 
-def mesh_fns(mesh, *, ring: int, **kernel) -> dict:
+def mesh_fns(config, mesh) -> dict:
   """What the model does differently on a mesh, as `make_goku` takes it.
 
-  Args:
-    mesh: of the devices.
-    ring: see `parallel.attention.shard_attention`.
-    **kernel: see `kernels.choose`.
+  Raises:
+    UserError: the mesh cannot be split so, or has no such kernel.
   """
-  kernel = kernels.choose(**kernel)
+  settings = config.attention.to_dict()
+  ring = settings.pop("ring")
+  platform = mesh.devices.flat[0].platform
+  choose = functools.partial(kernels.choose, **settings, platform=platform)
+  segments = config.data.pack.segments
+  kernel = choose(segments=segments)
+  text_kernel = choose(segments=segments + 1)  # the empty caption comes first
+  if ring > 1 and platform == "gpu" and settings["kernel"] in ("auto", "cudnn"):
+    raise UserError(
+      f"attention.ring={ring}: cuDNN gives no log-sum-exp by which a ring joins"
+      " its parts: set attention.ring=1, or attention.kernel=chunked"
+    )
   return {
     "attention_fn": shard_attention(kernel, mesh, ring=ring),
-    "text_attention_fn": shard_text_attention(kernel, mesh),
+    "text_attention_fn": shard_text_attention(text_kernel, mesh),
     "weights_fn": rules.scatter_gradients if mesh.size > 1 else None,
   }
 
@@ -194,7 +203,7 @@ def _step_flops(cfg, planner, step) -> float:
   )
 
 
-def _work(cfg, batch) -> tuple[float, int]:
+def work(cfg, batch) -> tuple[float, int]:
   """Training FLOPs of a batch, and its tokens."""
   none = np.zeros(0, int)
   count = lambda ids: np.concatenate(

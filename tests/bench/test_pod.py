@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from goku_jax.bench import __main__ as bench
-from goku_jax.bench import pod, pod_devices, pod_links, pod_steps
+from goku_jax.bench import made_up, pod, pod_devices, pod_links, pod_steps
 from goku_jax.models import attention
 from goku_jax.parallel import mesh as meshes
 from goku_jax.plan import step
@@ -169,7 +169,7 @@ def test_a_host_whose_kernel_gives_no_numbers_is_named():
 def test_a_made_up_batch_is_as_the_step_takes_it():
   config = runs.read_config(mesh__fsdp=2, mesh__sequence=4)
   lowered = step.lower_step(config, jax.devices())
-  batch = pod_steps.make_batch(config, lowered)
+  batch = made_up.make_batch(config, lowered.model, lowered.mesh, (1, 8, 8), 1)
   wanted = step.abstract_batch(config, lowered.model, lowered.mesh)
   assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
     name: (x.shape, x.dtype) for name, x in wanted.items()

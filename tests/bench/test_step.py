@@ -3,8 +3,10 @@
 import json
 import os
 
+import chex
 import pytest
 
+from configs import joint
 from goku_jax.bench import __main__ as bench
 from goku_jax.bench import step, step_process, training
 from goku_jax.parallel import mesh as meshes
@@ -52,6 +54,18 @@ def test_the_work_of_a_step_is_counted_over_all_hosts():
     flops, tokens = run.work(batch)
     assert (flops, tokens) == run.task.work(batch)
     assert run.work(half)[1] == 2 * run.task.work(half)[1]
+
+
+def test_without_data_packs_are_made_up_as_the_plan_says():
+  config = joint.get_config("variant=8b,res=720p,debug=true")
+  with training.opened(config, 2) as run:
+    batch = next(run.task.batches(0))
+    ids = batch["segment_ids_BL"]
+    assert (ids == 1).sum(1).tolist() == [config.plan.segment] * len(ids)
+    text = batch["text_segment_ids_BS"]
+    assert (text == 1).sum(1).tolist() == [config.plan.text] * len(ids)
+    run.time([run.place(batch)])
+    chex.assert_tree_all_finite(run.state.params)
 
 
 def test_products_run_at_the_models_own_sizes_on_every_device():

@@ -103,7 +103,9 @@ def test_a_skipped_pair_fetches_nothing_new():
 
 
 def test_kernels_are_chosen_by_name_and_platform():
-  choose = functools.partial(kernels.choose, block=256, key_block=512)
+  choose = functools.partial(
+    kernels.choose, block=256, key_block=512, segments=4
+  )
   assert choose("auto") is attention.attend
   assert choose("chunked", platform="tpu") is attention.attend
   chosen = choose("auto", platform="tpu")

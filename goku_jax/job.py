@@ -16,7 +16,8 @@ A parameter without a default is a flag that must be given. `config` and
 `--config=FILE.py[:ARG]`, with `--config.section.key=value` applied.
 
 Exit status: 0 done; 2 a mistake of the user, told in one line on stderr;
-75 preempted with everything saved; 1 anything else, with its traceback.
+75 preempted with everything saved; 1 a result that is `Failed`, or anything
+else, with its traceback.
 """
 
 import contextlib
@@ -37,6 +38,7 @@ from goku_jax.metrics import Progress, Writers
 from goku_jax.typing import UserError
 
 __all__ = [
+  "Failed",
   "Preempted",
   "Progress",
   "UserError",
@@ -63,6 +65,14 @@ class Preempted(SystemExit):
   """
 
 
+class Failed(SystemExit):
+  """The job has a result, and it is a bad one: status 1, told in a line."""
+
+  def __init__(self, told: str, result: dict):
+    super().__init__(told)
+    self.result = result
+
+
 def run(main, *, config: str | None = None):
   """Calls `main` with its flags and exits with the job's status.
 
@@ -80,6 +90,9 @@ def run(main, *, config: str | None = None):
     sys.exit(0)
   except UserError as error:
     _exit(2, f"error: {error}")
+  except Failed as error:
+    _write(error.result)
+    raise
   except Preempted as error:
     _exit(PREEMPTED, f"preempted: {error}")
 
@@ -194,8 +207,12 @@ def _print_help(main, config_mode, spec, config):
 def _finish(result):
   if result:
     _print_rows([(k, _shown(v)) for k, v in configs.flatten(result).items()])
+  _write(result or {})
+
+
+def _write(result):
   if FLAGS.json:
-    write_json(FLAGS.json, result or {})
+    write_json(FLAGS.json, result)
 
 
 def _print_rows(rows):

@@ -25,17 +25,16 @@ bench() {
   .venv/bin/python -m goku_jax.bench --suite=pod "${checks[@]}" |
     grep --line-buffered -E '^(pass|FAIL)  '
 }
-if [ -n "$short" ]; then
-  bash launch/install.sh
-  bench || exit 1
-  exit 0
-fi
-
-if [ -e "$workdir" ]; then
+if [ -z "$short" ] && [ -e "$workdir" ]; then
   echo "first_hour.sh: $workdir is there already; name a new --workdir" >&2
   exit 2
 fi
 bash launch/install.sh
+if [ -n "$short" ]; then
+  bench || exit 1
+  exit 0
+fi
+
 logs=$workdir.logs/$(hostname)
 mkdir -p "$logs"
 status=0

@@ -49,7 +49,7 @@ def run_job(name, *arguments, status=0):
   """Runs a job to its end; returns what it printed on both."""
   with start_job(name, *arguments) as process:
     try:
-      out, err = (text.decode() for text in process.communicate(timeout=280))
+      out, err = (text.decode() for text in process.communicate(timeout=200))
     except subprocess.TimeoutExpired:
       process.kill()  # else it would live on beside other tests
       raise

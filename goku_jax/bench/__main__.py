@@ -165,9 +165,7 @@ def _pod(config, topology, short):
   failed = [name for name, check in checks.items() if not check["passed"]]
   found = {"checks": checks, **machine.describe(config.model.dtype)}
   if failed:
-    if path := flags.FLAGS["json"].value if "json" in flags.FLAGS else None:
-      job.write_json(path, found)
-    raise SystemExit(f"{len(failed)} of {len(checks)} checks failed")
+    raise job.Failed(f"{len(failed)} of {len(checks)} checks failed", found)
   return found
 
 

@@ -21,13 +21,6 @@ from goku_jax.typing import UserError
 
 # A broken link may hang forever. Compiling a step of a large model counts too.
 DEADLINE_SECONDS = 1800
-GENERATIONS = {  # as topologies name them, by a name that `costs` knows
-  "v4": "TPU v4",
-  "v5e": "TPU v5e",
-  "v5p": "TPU v5",
-  "v6e": "TPU v6",
-  "tpu7x": "TPU7x",
-}
 
 
 def report(config, topology: str | None, short: bool) -> dict:
@@ -100,6 +93,6 @@ def check_devices(topology: str | None) -> Check:
   if topology is None:
     return Check("devices", True, told)
   wanted = topologies.count_devices(topology)
-  chip = costs.CHIPS[GENERATIONS[topology.partition(":")[0]]]
+  chip = costs.CHIPS[topologies.GENERATIONS[topology.partition(":")[0]].chip]
   same = len(devices) == wanted and costs.find_chip(kind) == chip
   return Check("devices", same, f"{told}; {topology} has {wanted}")

@@ -9,7 +9,6 @@ Letters: R devices, n numbers of each; N a side of a matrix.
 import functools
 import hashlib
 import socket
-import time
 from typing import NamedTuple
 
 import jax
@@ -17,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from goku_jax.bench import machine
+
 SLOW = 1.3  # times the median's seconds: named
-ROUNDS = 5  # the fastest counts
 
 
 class Check(NamedTuple):
@@ -80,9 +80,9 @@ def make_input(device, side: int):
 
 def measure(x_NN, sizes: Sizes) -> tuple[float, float, int]:
   """Seconds of products and of copies where `x_NN` lies; a digest of bits."""
-  out_NN, products = fastest(_products, x_NN, sizes.products)
+  out_NN, products = machine.fastest(_products, x_NN, sizes.products)
   x = jnp.zeros(sizes.numbers, jnp.float32, device=x_NN.device)
-  _, copies = fastest(_copies, x, sizes.copies)
+  _, copies = machine.fastest(_copies, x, sizes.copies)
   digest = hashlib.sha256(np.asarray(out_NN).tobytes()).digest()
   return products, copies, int.from_bytes(digest[:6])  # exact as a double
 
@@ -97,16 +97,6 @@ def _copies(x, count):
   # Without the barrier several additions might become one.
   body = lambda _, x: jax.lax.optimization_barrier(x + 1)
   return jax.lax.fori_loop(0, count, body, x)
-
-
-def fastest(fn, *args):
-  """What a function gives, and the seconds of its fastest call."""
-  out, best = jax.block_until_ready(fn(*args)), np.inf  # compiles
-  for _ in range(ROUNDS):
-    start = time.perf_counter()
-    jax.block_until_ready(fn(*args))
-    best = min(best, time.perf_counter() - start)
-  return out, best
 
 
 def gather(rows) -> tuple[np.ndarray, list[str]]:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from goku_jax.bench import pod_devices
+from goku_jax.bench import machine, pod_devices
 from goku_jax.bench.pod_devices import Check
 
 
@@ -81,7 +81,7 @@ def check_exchange(mesh, axis, name, send, expect, share, gathered) -> Check:
       send, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
     )
   )
-  out, seconds = pod_devices.fastest(run, x)
+  out, seconds = machine.fastest(run, x)
   found = {shard.device: shard.data for shard in out.addressable_shards}
   rows = []
   for device in pod_devices.local_devices():

@@ -14,7 +14,6 @@ from goku_jax import costs, job
 from goku_jax.bench import machine, training
 from goku_jax.models.goku import make_goku
 
-ROUNDS = 5  # of the matrix products
 FROM_CACHE = "/jax/compilation_cache/cache_hits"
 
 
@@ -91,7 +90,7 @@ def matmul_flops(config, mesh) -> float:
 
   The tokens of a micro-batch are dealt to the devices and go through the two
   products of each layer, with nothing between them: at these sizes a step can
-  hardly be faster. The fastest of ROUNDS counts.
+  hardly be faster.
   """
   cfg, data = make_goku(**config.model).config, config.data
   tokens = data.num_packs * data.pack.tokens // config.micro_batches
@@ -112,12 +111,8 @@ def matmul_flops(config, mesh) -> float:
 
   args = jax.jit(make, out_shardings=(rows, whole, whole))(jax.random.key(0))
   products = jax.jit(products, out_shardings=rows)
-  seconds = []
-  for _ in range(ROUNDS + 1):  # the first compiles
-    start = time.perf_counter()
-    jax.block_until_ready(products(*args))
-    seconds.append(time.perf_counter() - start)
-  return 4 * tokens * width * wide * cfg.depth / min(seconds[1:])
+  _, seconds = machine.fastest(products, *args)
+  return 4 * tokens * width * wide * cfg.depth / seconds
 
 
 if __name__ == "__main__":

@@ -69,6 +69,18 @@ def shardings(mesh: Mesh, state):
   return jax.tree.map_with_path(place, state)
 
 
+def lay_out(mesh: Mesh, init, rng):
+  """Shapes of what `init` makes of a key, with where they lie; that alone."""
+  shapes = jax.eval_shape(init, rng)
+  placed = shardings(mesh, shapes)
+  return jax.tree.map(abstract, shapes, placed), placed
+
+
+def abstract(x, sharding) -> jax.ShapeDtypeStruct:
+  """The shape of an array that lies so."""
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
 def constrain(state, *, weights: bool = False):
   """`state` inside of a compiled step, laid out as `shardings` says.
 

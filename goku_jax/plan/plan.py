@@ -15,11 +15,16 @@ from goku_jax.train.step import TrainState
 from goku_jax.typing import UserError
 
 SHOWN = 24  # collectives that are printed
+DEFAULT_MESH = dict(replica=1, fsdp=-1, sequence=1, tensor=1)
 # As libtpu says it: when all is laid out, or already before.
 OUT_OF_MEMORY = (
   r"Used ([\d.]+\w) of ([\d.]+\w) hbm"
   r"|temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)"
 )
+
+
+class OutOfMemoryError(UserError):
+  """The program needs more memory than a device has."""
 
 
 class Job(NamedTuple):
@@ -63,15 +68,18 @@ def make_plan(config, name: str, slices: int = 1, job: str = "train") -> dict:
 
 
 def choose(config, name, slices):
-  """The config on the mesh that it has for a slice, if it has one."""
+  """The config on the mesh that it has for a slice, if it has one.
+
+  A mesh that was set, so that it is not the default, stays as it is.
+  """
   config = config.copy_and_resolve_references()
   split = config.get("topologies", {}).get(name)
-  with config.unlocked():
-    if split:
+  if split and config.mesh.to_dict() == DEFAULT_MESH:
+    with config.unlocked():
       config.mesh.update(split.mesh)
+      config.mesh.replica *= slices
       config.model.remat = split.remat
-      if slices > 1:
-        config.mesh.replica = slices * split.mesh.replica
+    print("mesh and remat of config.topologies; set config.mesh for others")
   return config
 
 
@@ -79,7 +87,7 @@ def compile_plan(config, name, devices, job: Job):
   """The plan of a config on its mesh, and its collectives, alike together."""
   lowered = job.lower(config, devices)
   started = time.perf_counter()
-  compiled = _compile(lowered.lowered, config)
+  compiled = _compile(lowered, config)
   seconds = time.perf_counter() - started
   found = {
     "device": devices[0].device_kind,
@@ -131,15 +139,15 @@ def _params(state):
 
 def _compile(lowered, config):
   try:
-    return lowered.compile()
+    return lowered.lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     used = re.search(OUT_OF_MEMORY, str(error))
     if not used:
       raise
     needed, there = (used[i] or used[i + 2] for i in (1, 2))
-    raise UserError(
+    raise OutOfMemoryError(
       f"the step needs {needed} of a device's {there}: {_largest(error)};"
-      f" {memory.advice(config)}"
+      f" {memory.advice(config, lowered.mesh)}"
     ) from error
 
 

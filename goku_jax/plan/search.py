@@ -1,9 +1,11 @@
 """Other ways to lay a step out on a slice, and the fastest of those that fit.
 
-The ceiling of the MFU is known by formula, so all ways are ranked first, and
-compiled from the best on, until enough of them fit: compiling takes minutes.
+The ceiling of the MFU is known by formula, so all ways are ranked first, those
+of each remat apart: what fits is the remat's doing more than the mesh's. The
+best of each are compiled, which takes minutes, until enough of them fit.
 """
 
+import functools
 import itertools
 import math
 from typing import NamedTuple
@@ -19,7 +21,7 @@ from goku_jax.typing import UserError
 FITS = 0.9  # of a device's memory: what a step may need at most
 REMATS = ("none", "keep_attention", "full", "offload")
 MICRO_BATCHES = (1, 2, 4)
-TRIED = 12  # compiles at most
+TRIED = 4  # compiles of each remat at most
 COLUMNS = ("hbm_share", "mfu_ceiling", "token_exchange_share")
 
 
@@ -50,30 +52,32 @@ def search(config, name: str, slices: int, count: int) -> dict:
   chip = costs.find_chip(devices[0].device_kind)
   if chip is None:
     raise UserError("--search needs the extra tpu, which says what fits")
-  ranked = sorted(
-    ways(config, len(devices) // slices),
-    key=lambda way: _rank(config, way, slices, name, chip),
-  )
+  rank = functools.cache(lambda way: _rank(config, way, slices, name, chip))
+  every = sorted(ways(config, len(devices) // slices, slices), key=rank)
+  tried = [[w for w in every if w.remat == remat][:TRIED] for remat in REMATS]
+  ranked = sorted(itertools.chain(*tried), key=rank)
   print(" ".join(f"{word:>14}" for word in (*Way._fields, *COLUMNS)))
   found = []
-  for way in ranked[:TRIED]:
+  for way in ranked:
     row = _try(settled(config, way, slices), name, devices)
-    told = (row.get(key, "does not fit") for key in COLUMNS)
+    told = (
+      row.get(key, "unknown" if row else "does not fit") for key in COLUMNS
+    )
     print(" ".join(f"{_short(x):>14}" for x in (*way, *told)))
     if row.get("hbm_share", 1) <= FITS:
-      found.append(way._asdict() | {key: row[key] for key in COLUMNS})
+      found.append(way._asdict() | {key: row.get(key) for key in COLUMNS})
     if len(found) == count:
       break
   if not found:
     raise UserError(
-      f"none of the {min(TRIED, len(ranked))} best ways fits {name}: give more"
-      " chips, or fewer data.num_packs"
+      f"none of the {len(ranked)} best ways fits {name}: give more chips, or"
+      " fewer data.num_packs"
     )
-  return {"ways": len(ranked), "best": found}
+  return {"ways": len(every), "best": found}
 
 
-def ways(config, chips: int) -> list[Way]:
-  """Every way to lay the step out on the chips of a slice."""
+def ways(config, chips: int, slices: int = 1) -> list[Way]:
+  """Every way to lay the step out on the chips of each slice."""
   cfg, data = make_goku(**config.model).config, config.data
   found = []
   divisors = lambda n: [k for k in range(1, n + 1) if n % k == 0]
@@ -85,7 +89,7 @@ def ways(config, chips: int) -> list[Way]:
     # The shortest ring: Ulysses exchanges less.
     ring = next(r for r in divisors(sequence) if heads % (sequence // r) == 0)
     for remat, parts in itertools.product(REMATS, MICRO_BATCHES):
-      even = data.num_packs % (fsdp * parts) == 0
+      even = data.num_packs % (slices * fsdp * parts) == 0
       if even and data.pack.tokens % sequence == 0:
         found.append(Way(fsdp, sequence, tensor, ring, remat, parts))
   return found
@@ -121,7 +125,7 @@ def _try(config, name, devices) -> dict:
   """The plan of a way; empty where it does not fit."""
   try:
     return plan.compile_plan(config, name, devices, plan.JOBS["train"])[0]
-  except UserError:
+  except plan.OutOfMemoryError:
     return {}
 
 

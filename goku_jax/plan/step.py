@@ -49,22 +49,47 @@ def lower_step(config, devices) -> Lowered:
   num_packs = config.data.num_packs
   batches.check_rows(mesh, config.micro_batches, num_packs=num_packs)
   plain, model = make_models(config, mesh)
+  return lower_training(
+    config,
+    mesh,
+    model,
+    abstract_batch(config, model, mesh),
+    init_params=lambda rng: init_params(plain, rng),
+    loss_fn=make_loss(model, **config.loss),
+    dtype=model.config.dtype,
+  )
+
+
+def lower_training(
+  config, mesh, model, batch, *, init_params, critic=None, **parts
+) -> Lowered:
+  """A training step on a mesh.
+
+  Args:
+    config: of any stage.
+    mesh: of the devices.
+    model: that is trained.
+    batch: its shapes and shardings.
+    init_params: a key -> parameters.
+    critic: an opponent, or None.
+    **parts: what else `jit_step` takes of a task.
+  """
   tx = make_optimizer(total_steps=config.total_steps, **config.optim)
   rng = jax.eval_shape(lambda: jax.random.key(config.seed))
-  init = lambda rng: init_state(init_params(plain, rng), tx)
+  init = lambda rng: init_state(
+    init_params(rng), tx, critic and critic.init_params(rng)
+  )
   with meshes.use(mesh):
-    state, placed = place_abstract(mesh, init, rng)
+    state, placed = rules.lay_out(mesh, init, rng)
     step = jit_step(
       placed,
-      loss_fn=make_loss(model, **config.loss),
-      dtype=model.config.dtype,
+      critic=critic,
       tx=tx,
       ema_decay=config.ema_decay,
       micro_batches=config.micro_batches,
+      **parts,
     )
-    lowered = step.lower(
-      state, abstract_batch(config, model, mesh), whole(mesh, rng)
-    )
+    lowered = step.lower(state, batch, whole(mesh, rng))
   return Lowered(lowered, model, mesh, state, init)
 
 
@@ -79,7 +104,7 @@ def lower_sample(config, devices) -> Lowered:
   rng = jax.eval_shape(lambda: jax.random.key(config.seed))
   scalar = whole(mesh, jax.ShapeDtypeStruct((), jnp.float32))
   with meshes.use(mesh):
-    params, _ = place_abstract(mesh, lambda rng: init_params(plain, rng), rng)
+    params, _ = rules.lay_out(mesh, lambda rng: init_params(plain, rng), rng)
     batch = abstract_batch(config, model, mesh)
     lowered = integrate.lower(
       *(model, params, batch, whole(mesh, rng), scalar, scalar),
@@ -122,16 +147,9 @@ def make_models(config, mesh):
   return plain, make_goku(**config.model, **mesh_fns(config, mesh))
 
 
-def place_abstract(mesh, init, rng):
-  """Shapes of what `init` makes, where they lie, and the layout alone."""
-  shapes = jax.eval_shape(init, rng)
-  placed = rules.shardings(mesh, shapes)
-  return jax.tree.map(_abstract, shapes, placed), placed
-
-
 def whole(mesh, x):
   """The shape of an array that every device has."""
-  return _abstract(x, NamedSharding(mesh, P()))
+  return rules.abstract(x, NamedSharding(mesh, P()))
 
 
 def abstract_batch(config, model, mesh) -> dict:
@@ -145,15 +163,16 @@ def abstract_batch(config, model, mesh) -> dict:
     P=cfg.patch_width,
     E=0 if model.text_config else cfg.text_width,
   )
+  return abstract_arrays(schema.FLOW, sizes, mesh)
+
+
+def abstract_arrays(dtypes, sizes, mesh) -> dict:
+  """Shapes and shardings of a batch by a part of `schema` and its letters."""
   return {
     name: jax.ShapeDtypeStruct(
       schema.shape_of(name, **sizes),
       dtype,
       sharding=NamedSharding(mesh, rules.batch_spec(name)),
     )
-    for name, dtype in schema.FLOW.items()
+    for name, dtype in dtypes.items()
   }
-
-
-def _abstract(x, sharding):
-  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

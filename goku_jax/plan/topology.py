@@ -8,16 +8,27 @@ import importlib.util
 import math
 import os
 import re
+from typing import NamedTuple
 
 from goku_jax.typing import UserError
 
-EXAMPLES = {  # a slice of each generation, and JAX devices of a chip
-  "v4": ("v4:4x4x4", 2),
-  "v5e": ("v5e:16x16", 1),
-  "v5p": ("v5p:8x8x4", 1),
-  "v6e": ("v6e:16x16", 1),
-  "tpu7x": ("tpu7x:4x4x4", 2),
+
+class Generation(NamedTuple):
+  """Of TPUs, as topologies name it."""
+
+  example: str  # a slice
+  chip: str  # its name in `costs.CHIPS`
+  devices: int  # of JAX, a chip
+
+
+GENERATIONS = {
+  "v4": Generation("v4:4x4x4", "TPU v4", 2),
+  "v5e": Generation("v5e:16x16", "TPU v5e", 1),
+  "v5p": Generation("v5p:8x8x4", "TPU v5", 1),
+  "v6e": Generation("v6e:16x16", "TPU v6", 1),
+  "tpu7x": Generation("tpu7x:4x4x4", "TPU7x", 2),
 }
+KNOWN = ", ".join(generation.example for generation in GENERATIONS.values())
 # No chip is looked for, no metadata server asked, nothing said about either;
 # another process may hold libtpu.
 ENVIRONMENT = {
@@ -49,13 +60,12 @@ def count_devices(name: str, slices: int = 1) -> int:
     UserError: it is none by its name.
   """
   match = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name)
-  if not match or match[1] not in EXAMPLES or slices < 1:
-    known = ", ".join(example for example, _ in EXAMPLES.values())
+  if not match or match[1] not in GENERATIONS or slices < 1:
     raise UserError(
-      f"--topology={name} with --slices={slices} is none: name one as {known}"
+      f"--topology={name} with --slices={slices} is none: name one as {KNOWN}"
     )
   chips = math.prod(map(int, match[2].split("x")))
-  return chips * EXAMPLES[match[1]][1] * slices
+  return chips * GENERATIONS[match[1]].devices * slices
 
 
 def find_devices(name: str, slices: int = 1) -> list:
@@ -79,9 +89,8 @@ def find_devices(name: str, slices: int = 1) -> list:
   try:
     return topologies.get_topology_desc(name, "tpu", **more).devices
   except Exception as error:  # of libtpu, which says what is wrong in a line
-    known = ", ".join(example for example, _ in EXAMPLES.values())
     raise UserError(
-      f"--topology={name} is none that libtpu knows: name one as {known}"
+      f"--topology={name} is none that libtpu knows: name one as {KNOWN}"
       f" ({str(error).splitlines()[0][:200]})"
     ) from error
 

@@ -111,13 +111,7 @@ def _init_or_restore(run, tx, rng):
   init = lambda rng: init_state(
     task.init_params(rng), tx, task.critic and task.critic.init_params(rng)
   )
-  shapes = jax.eval_shape(init, rng)
-  placed = rules.shardings(mesh, shapes)
-  abstract = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    shapes,
-    placed,
-  )
+  abstract, placed = rules.lay_out(mesh, init, rng)
   found = checkpoint.restore(workdir / "checkpoints", _trees(abstract))
   if not found:
     state = jax.jit(init, out_shardings=placed)(rng)
@@ -197,7 +191,7 @@ def _loop(run, state, data, advance, ckpt, preempted):
         video_io.contact_sheet(rows, captions, workdir / "first_batch.png")
       batch = batches.place(mesh, local)
       profile.at(step, state)
-      with memory.explained(config, state, batch):
+      with memory.explained(config, mesh, state, batch):
         with jax.transfer_guard("disallow"):
           state, metrics = advance(state, batch)
         # What other processes read is taken to be as much.

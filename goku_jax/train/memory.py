@@ -7,6 +7,8 @@ import re
 import jax
 
 from goku_jax import costs
+from goku_jax.parallel import rules
+from goku_jax.parallel.batch import count_ranks
 from goku_jax.typing import UserError
 
 
@@ -18,8 +20,11 @@ def bytes_a_device(tree) -> int:
   )
 
 
+COUNTS = ("num_packs", "num_clips", "num_images")  # that ranks share
+
+
 @contextlib.contextmanager
-def explained(config, state, batch):
+def explained(config, mesh, state, batch):
   """Tells in one line what held the memory, where a step runs out of it.
 
   Raises:
@@ -34,15 +39,17 @@ def explained(config, state, batch):
       parameters=state.params,
       averages=state.ema,
       moments=state.opt_state,
+      critic=state.critic,
       batch=batch,
     )
     told = ", ".join(
       f"{name} {bytes_a_device(tree) / costs.GIB:.3g}"
       for name, tree in held.items()
+      if tree is not None
     )
     raise UserError(
       f"out of memory: a device holds, in GiB, {told}, and activations and"
-      f" gradients{_wanted(error)} besides; {advice(config)}"
+      f" gradients{_wanted(error)} besides; {advice(config, mesh)}"
     ) from error
 
 
@@ -54,17 +61,21 @@ def _wanted(error):
   )
 
 
-def advice(config) -> str:
-  """The two cheapest settings of a config that take less memory."""
+def advice(config, mesh) -> str:
+  """The two cheapest settings of a config on a mesh that take less memory."""
   ways, model = [], config.model
   remat = model.get("remat") if config.stage == "flow" else None
   if remat in ("none", "keep_attention"):
     ways.append("--config.model.remat=full")
   elif remat == "full":
     ways.append("--config.model.remat=offload")
-  mesh, rows = config.mesh, config.data.get("num_packs", 0)
-  ranks = abs(mesh.replica * mesh.fsdp)  # -1: whatever is left
-  if rows % (2 * ranks * config.micro_batches) == 0:
-    ways.append(f"--config.micro_batches={2 * config.micro_batches}")
-  ways.append(f"--config.mesh.sequence={2 * mesh.sequence}")
-  return "set " + " or ".join(ways[:2])
+  counts = [config.data[k] for k in COUNTS if k in config.data]
+  parts = 2 * config.micro_batches
+  ranks = count_ranks(mesh)
+  if not any(count % (parts * ranks) for count in counts):
+    ways.append(f"--config.micro_batches={parts}")
+  fsdp, sequence = (mesh.shape[axis] for axis in rules.STATE)
+  if fsdp % 2 == 0:
+    less, more = fsdp // 2, 2 * sequence
+    ways.append(f"--config.mesh.fsdp={less} --config.mesh.sequence={more}")
+  return "set " + " or ".join(ways[:2] or ["fewer data.num_packs"])

@@ -12,8 +12,8 @@ import sys
 
 from goku_jax import config
 from goku_jax.plan import plan, program, step, topology
+from tests import runs
 
-ROOT = pathlib.Path(__file__).parents[2]
 PATH = pathlib.Path(__file__).with_suffix(".json")
 WIDTH, TOKENS = 512, 1280  # of a pack; no other width is as large, or half
 STRATEGIES = {
@@ -29,7 +29,7 @@ STRATEGIES = {
 @functools.cache
 def compiled(name):
   """Text and memory of a small wide step on eight TPUs, and its state."""
-  found = config.read_config(f"{ROOT}/configs/joint.py:debug")
+  found = config.read_config(f"{runs.ROOT}/configs/joint.py:debug")
   with found.unlocked():
     found.model.update(
       width=WIDTH, num_heads=8, dtype="bfloat16", remat="keep_attention"

@@ -151,6 +151,25 @@ def test_ways_multiply_to_the_chips_and_split_what_they_must():
     assert 16 % (way.fsdp * way.micro_batches) == 0
 
 
+def test_ways_of_several_slices_share_the_packs_among_all():
+  found = searches.ways(read("variant=8b,res=720p"), 64, 4)
+  assert found
+  assert all(16 % (4 * way.fsdp * way.micro_batches) == 0 for way in found)
+
+
+def test_the_mesh_of_a_slice_is_taken_unless_another_is_set():
+  choose = lambda **more: plans.choose(
+    read("variant=8b,res=720p", **more), "v5p:8x8x4", 2
+  )
+  assert choose().mesh.to_dict() == dict(
+    replica=2, fsdp=16, sequence=16, tensor=1
+  )
+  assert choose().model.remat == "keep_attention"
+  found = choose(mesh__fsdp=8)
+  assert (found.mesh.fsdp, found.mesh.sequence) == (8, 1)
+  assert found.model.remat == "full"
+
+
 def test_a_program_is_as_long_whatever_the_depth():
   lines = {}
   for depth in (2, 8):

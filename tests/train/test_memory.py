@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+from goku_jax.parallel import mesh as meshes
 from goku_jax.train import memory
 from goku_jax.train.step import init_state
 from goku_jax.typing import UserError
@@ -35,12 +36,13 @@ def test_out_of_memory_is_one_line_that_says_what_would_help():
   state = init_state(runs.flow_model()[1], optax.sgd(0.1))
   state = jax.tree.map(jnp.asarray, state)
   batch = jax.tree.map(jnp.asarray, runs.flow_batch())
+  mesh = meshes.make_mesh(fsdp=2, sequence=4)
   large = jax.jit(lambda rng: jnp.sin(jax.random.normal(rng, (GIB,))))
   large = large.lower(jax.random.key(0)).compile()
   rng = jax.random.key(0)
   with (
     pytest.raises(UserError) as told,
-    memory.explained(config, state, batch),
+    memory.explained(config, mesh, state, batch),
     no_more_than(GIB),
   ):
     jax.block_until_ready(large(rng))
@@ -49,11 +51,16 @@ def test_out_of_memory_is_one_line_that_says_what_would_help():
   held = memory.bytes_a_device(state.params) / GIB
   assert f"out of memory: a device holds, in GiB, parameters {held:.3g}" in says
   assert "(the last asked for 4)" in says
-  assert "set --config.micro_batches=2 or --config.mesh.sequence=2" in says
+  assert (
+    "micro_batches=2 or --config.mesh.fsdp=1 --config.mesh.sequence=8" in says
+  )
 
 
 def test_other_errors_pass():
-  with pytest.raises(ZeroDivisionError), memory.explained(None, None, None):
+  with (
+    pytest.raises(ZeroDivisionError),
+    memory.explained(None, None, None, None),
+  ):
     raise ZeroDivisionError
 
 
@@ -62,4 +69,13 @@ def test_other_errors_pass():
 )
 def test_what_is_kept_between_passes_is_given_up_first(remat, better):
   config = runs.read_config("flow", model__remat=remat)
-  assert memory.advice(config).startswith(f"set --config.model.remat={better}")
+  told = memory.advice(config, meshes.make_mesh(fsdp=8))
+  assert told.startswith(f"set --config.model.remat={better}")
+  # Eight packs of eight ranks cannot be halved, so tokens are split further.
+  assert told.endswith("--config.mesh.fsdp=4 --config.mesh.sequence=2")
+
+
+def test_where_nothing_else_helps_there_must_be_fewer_packs():
+  config = runs.read_config("flow", micro_batches=8)
+  told = memory.advice(config, meshes.make_mesh(sequence=8))
+  assert told == "set fewer data.num_packs"

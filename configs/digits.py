@@ -75,7 +75,8 @@ def prepare(config, debug):
     step=config_dict.placeholder(int),  # of its checkpoints; the newest
   )
   config.data = dict(
-    digits=canvas(debug) | dict(num_samples=64 if debug else 12_000),
+    digits=canvas(debug)
+    | dict(num_samples=64 if debug else 12_000, split="train"),  # or test
   )
   config.encode = common.encode()
   config.text = common.text()
@@ -132,8 +133,10 @@ def flow(config, debug):
     shift=3.0,
     seed=0,
   )
-  config.evals = dict(  # by suite, read by the job eval
+  config.evals = dict(  # by suite, read by the job eval and by training
+    losses=common.losses(num_samples=16 if debug else 256),
     digits=dict(
+      every_steps=0,
       num_videos=8 if debug else 252,
       num_steps=4 if debug else 25,
       guidance_scale=5.0,

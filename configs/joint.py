@@ -91,6 +91,7 @@ def get_config(arg=None):
     "v6e:16x16": dict(mesh=split, remat="keep_attention"),
     "v5e:16x16": dict(mesh=split, remat="full"),
   }
+  config.evals = dict(losses=common.losses())
   config.sample = dict(  # drawn during training; defaults of the job sample
     prompts=("a rabbit in a meadow", "the sky over a forest"),
     class_labels=(),

@@ -6,11 +6,11 @@ import itertools
 import numpy as np
 
 from goku_jax.data import packing, schema, tokenize
+from goku_jax.flow.objective import make_loss
 from goku_jax.parallel import batch as batches
 from goku_jax.plan import step
 from goku_jax.sample.restore import init_params
 from goku_jax.train import flow_task
-from goku_jax.train.flow_loss import make_loss
 from goku_jax.train.task import Task
 
 

@@ -471,13 +471,14 @@ def _wrap(caption: str, width: int, font) -> list[str]:
   return lines
 
 
-def curves(path, series: dict[str, tuple]) -> None:
+def curves(path, series: dict[str, tuple], *, label: str = "loss") -> None:
   """Writes a picture of losses by step: raw values faint, smoothed ones strong.
 
   The scale is logarithmic where every value is positive.
 
   Args:
     series: name to (steps, values); values that are not finite are left out.
+    label: what the values are.
   """
   from matplotlib.figure import Figure  # slow to import, and only used here
 
@@ -493,7 +494,7 @@ def curves(path, series: dict[str, tuple]) -> None:
     axes.plot(steps, _smooth(values), color=f"C{i}", label=name)
   if positive:
     axes.set_yscale("log")
-  axes.set(xlabel="step", ylabel="loss")
+  axes.set(xlabel="step", ylabel=label)
   axes.grid(alpha=0.3)
   if series:
     axes.legend()

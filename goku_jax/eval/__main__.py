@@ -1,12 +1,22 @@
 """Judges the model of a run.
 
-  python -m goku_jax.eval --workdir=DIR --suite=digits --out=FOLDER
+  python -m goku_jax.eval --workdir=DIR --suite=losses,digits --out=FOLDER
+
+Restores parameters or their average (--weights=ema,params judges both) at
+--step=N, the latest or the best checkpoint, on all devices there are, and runs
+suites. FOLDER (the workdir's folder `evals` by default) receives results.jsonl,
+a record each, and made of it results.md, curves/ and tensorboard/. With --watch
+every checkpoint that training saves is judged once, until that of the last
+step; started again, it goes on with those that have no record.
+
+`losses` is the validation loss at fixed noise, by bins of t, of images and
+videos apart; --step=best is that with the least of the figure --best.
 
 The suite `digits` draws videos of a flow model from prompts and lets an honest
 judge (`eval/digits.py`) read which digit they show and where it moves, beside
 real held-out clips, their reconstruction by the autoencoder, and an untrained
 model. FOLDER receives report.md, report.json, contact_sheet.png and
-samples/*.mp4.
+samples/*.mp4 too (with --watch in a folder for each step).
 
   python -m goku_jax.eval --workdir=DIR --suite=reconstruction --data=VIDEOS \
     --fit=TRAINING --out=FOLDER
@@ -15,8 +25,8 @@ The suite `reconstruction` sends the videos and pictures of a folder through an
 autoencoder and back, and measures what is lost (`eval/reconstruction.py`),
 beside a linear coder fitted to TRAINING, where that is given. With
 --lpips=WEIGHTS, by `convert --format=lpips`, LPIPS is measured too. DIR is a
-run of stage=vae or a folder of weights. FOLDER receives report.md, report.json
-and strip.png.
+run of stage=vae or a folder of weights. FOLDER (DIR by default) receives
+report.md, report.json and strip.png.
 
 How many videos and how they are drawn or read is the section `evals` of the
 run's config. Another one's takes its place, and nothing else of it:
@@ -24,6 +34,8 @@ run's config. Another one's takes its place, and nothing else of it:
   --config=configs/digits.py --config.evals.digits.num_videos=1000
 """
 
+import contextlib
+import pathlib
 import time
 
 from absl import flags
@@ -33,17 +45,25 @@ from goku_jax import weights as folders
 
 # The stage of the runs that each suite judges, and a config with its settings.
 SUITES = {
+  "losses": ("flow", "configs/digits.py"),
   "digits": ("flow", "configs/digits.py"),
   "reconstruction": ("vae", "configs/reconstruction.py"),
 }
 
-flags.DEFINE_string("suite", "digits", f"which figures: {', '.join(SUITES)}")
-flags.DEFINE_string("out", None, "folder of the report; workdir by default")
-flags.DEFINE_integer("step", None, "checkpoint; the newest whole by default")
+flags.DEFINE_string(
+  "suite", "digits", f"which figures, commas between: {', '.join(SUITES)}"
+)
+flags.DEFINE_string("out", None, "folder of what is found")
+flags.DEFINE_string("step", "latest", "of a checkpoint, or latest, or best")
+flags.DEFINE_string(
+  "best", "losses.loss.all", "SUITE.FIGURE that is to be least"
+)
+flags.DEFINE_bool("watch", False, "judge each checkpoint as it is saved")
 flags.DEFINE_string("data", None, "folder of videos that are reconstructed")
 flags.DEFINE_string("fit", None, "folder that a linear coder is fitted to")
 flags.DEFINE_string("lpips", None, "folder of the weights of LPIPS")
-flags.DEFINE_string("weights", "ema", "ema or params")
+flags.DEFINE_string("weights", "ema", "ema, params, or both with a comma")
+flags.DEFINE_string("text_encoder", None, "folder of FLAN-T5, if it moved")
 flags.DEFINE_float(
   "started", None, "epoch seconds: what the report's seconds count from"
 )
@@ -53,38 +73,104 @@ def main(
   workdir,
   suite,
   weights,
+  step="latest",
+  best="losses.loss.all",
+  watch=False,
   config=None,
   out=None,
-  step=None,
   data=None,
   fit=None,
   lpips=None,
+  text_encoder=None,
   started=None,
 ):
-  """Returns the figures of the suite."""
+  """Returns the figures of the suites."""
   started = time.time() if started is None else started
-  if suite not in SUITES:
-    raise job.UserError(f"--suite={suite} is not one of {', '.join(SUITES)}")
-  if suite == "reconstruction" and not data:
-    raise job.UserError("missing --data: folder of videos; --help explains")
-  if suite != "reconstruction" and (data or fit or lpips):
+  names = suite.split(",")
+  for name in names:
+    if name not in SUITES:
+      known = ", ".join(SUITES)
+      raise job.UserError(f"--suite={name} is not one of {known}")
+  if "reconstruction" in names:
+    if len(names) > 1 or watch:
+      raise job.UserError("--suite=reconstruction goes alone, without --watch")
+    return _reconstruct(
+      workdir, weights, config, step, out, data, fit, lpips, started
+    )
+  if data or fit or lpips:
     raise job.UserError(
       "--data, --fit and --lpips are for --suite=reconstruction"
     )
-  settings = _settings(config, workdir, suite)
+  wanted = {name: _settings(config, workdir, name) for name in names}
+  out = pathlib.Path(out or pathlib.Path(workdir, "evals"))
+  from goku_jax.parallel import multihost  # jax is slow to import
+
+  multihost.initialize()
+  return _judge(
+    wanted,
+    workdir,
+    out,
+    step=step,
+    best=best,
+    watch=watch,
+    weights=weights.split(","),
+    text_encoder=text_encoder,
+    started=started,
+  )
+
+
+def _judge(
+  wanted, workdir, out, *, step, best, watch, weights, text_encoder, started
+):
+  import jax
+
+  from goku_jax.eval import results, suites
+  from goku_jax.parallel import mesh as meshes
+
+  mesh = meshes.make_mesh(replica=1, fsdp=-1, sequence=1, tensor=1)
+  is_first = jax.process_index() == 0
+  opened = results.open_results(out) if is_first else contextlib.nullcontext()
+  with opened as log, meshes.use(mesh):
+    judge = lambda number, **more: suites.judge(
+      log,
+      wanted,
+      workdir,
+      step=number,
+      weights=weights,
+      mesh=mesh,
+      text_encoder=text_encoder,
+      **more,
+    )
+    if not watch:
+      number = suites.read_step(step, results.Results(out), best)
+      return judge(number, out=out, started=started)
+    total = job.load_config(workdir, "flow").total_steps
+    done, found = set(), {}
+    for number in suites.follow(workdir, total, done.__contains__):
+      try:
+        found = judge(number, out=out / f"{number:08d}", again=False)
+      except job.UserError:
+        if suites.is_there(workdir, number):
+          raise
+        print(f"step {number} was removed before it was judged", flush=True)
+      done.add(number)
+    return {"steps": sorted(done), **found}
+
+
+def _reconstruct(
+  workdir, weights, config, step, out, data, fit, lpips, started
+):
+  if not data:
+    raise job.UserError("missing --data: folder of videos; --help explains")
+  settings = _settings(config, workdir, "reconstruction")
   out = out or workdir
   job.make_folder(out, "out")
-  from goku_jax.sample import restore  # jax is slow to import
+  from goku_jax.eval import lpips as judges  # jax is slow to import
+  from goku_jax.eval import reconstruction_suite, results, suites
+  from goku_jax.sample import restore
 
-  if suite == "digits":
-    from goku_jax.eval import digits_suite
-
-    run = restore.restore(workdir, step=step, weights=weights)
-    return digits_suite.run(run, out, started=started, **settings)
-  from goku_jax.eval import lpips as judges
-  from goku_jax.eval import reconstruction_suite
-
-  autoencoder = restore.restore_vae(workdir, step=step, weights=weights)
+  number = suites.read_step(step, results.Results(out), None)
+  autoencoder = restore.restore_vae(workdir, step=number, weights=weights)
   return reconstruction_suite.run(
     autoencoder,
     data,

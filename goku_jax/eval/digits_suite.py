@@ -139,7 +139,8 @@ def real_clips(num_frames, canvas):
 
 def untrained(run: restore.Restored, seed: int) -> restore.Restored:
   """The same model with initial parameters."""
-  init = jax.jit(functools.partial(restore.init_params, run.model))
+  plain = restore.make_model(run.config, run.codec)
+  init = jax.jit(functools.partial(restore.init_params, plain))
   return run._replace(params=init(jax.random.key(seed)))
 
 

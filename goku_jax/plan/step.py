@@ -9,15 +9,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from goku_jax.data import schema
+from goku_jax.flow.objective import make_loss
 from goku_jax.models.goku import make_goku
 from goku_jax.parallel import batch as batches
 from goku_jax.parallel import mesh as meshes
 from goku_jax.parallel import rules
 from goku_jax.parallel.attention import check_heads
-from goku_jax.sample.restore import init_params
+from goku_jax.sample.restore import init_params, mesh_fns
 from goku_jax.sample.sampler import integrate
-from goku_jax.train.flow_loss import make_loss
-from goku_jax.train.flow_task import mesh_fns
 from goku_jax.train.optimizer import make_optimizer
 from goku_jax.train.step import init_state, jit_step
 

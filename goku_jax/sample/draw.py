@@ -44,6 +44,7 @@ def draw(
     max_text=run.config.data.max_text,
     embed=run.text and run.text.encode,
     labels=labels,
+    ranks=run.ranks,
     progress=progress,
     **settings,
   )

@@ -11,8 +11,11 @@ import jax.numpy as jnp
 from goku_jax import checkpoint, job
 from goku_jax import weights as folders
 from goku_jax.data import schema
-from goku_jax.models import goku, vae
+from goku_jax.models import goku, kernels, vae
+from goku_jax.parallel import batch as batches
 from goku_jax.parallel import mesh as meshes
+from goku_jax.parallel import rules
+from goku_jax.parallel.attention import shard_attention, shard_text_attention
 from goku_jax.sample import codec as codecs
 from goku_jax.sample import t5
 from goku_jax.typing import UserError
@@ -30,6 +33,7 @@ class Restored(NamedTuple):
   codec: codecs.Codec
   step: int
   text: t5.T5 | None = None  # where the model reads embeddings of it
+  ranks: int = 1  # that share the packs which are drawn at once
 
 
 def reads_embeddings(config) -> bool:
@@ -62,6 +66,31 @@ def make_model(config, codec: codecs.Codec, **more) -> goku.Goku:
   return goku.make_goku(**sizes, **more)
 
 
+def mesh_fns(config, mesh) -> dict:
+  """What the model does differently on a mesh, as `make_goku` takes it.
+
+  Raises:
+    UserError: the mesh cannot be split so, or has no such kernel.
+  """
+  settings = config.attention.to_dict()
+  ring = settings.pop("ring")
+  platform = mesh.devices.flat[0].platform
+  choose = functools.partial(kernels.choose, **settings, platform=platform)
+  segments = config.data.pack.segments
+  kernel = choose(segments=segments)
+  text_kernel = choose(segments=segments + 1)  # the empty caption comes first
+  if ring > 1 and platform == "gpu" and settings["kernel"] in ("auto", "cudnn"):
+    raise UserError(
+      f"attention.ring={ring}: cuDNN gives no log-sum-exp by which a ring joins"
+      " its parts: set attention.ring=1, or attention.kernel=chunked"
+    )
+  return {
+    "attention_fn": shard_attention(kernel, mesh, ring=ring),
+    "text_attention_fn": shard_text_attention(text_kernel, mesh),
+    "weights_fn": rules.scatter_gradients if mesh.size > 1 else None,
+  }
+
+
 def init_params(model, rng):
   """Initial parameters, which depend on no size of a pack."""
   sizes = dict(P=model.config.patch_width, E=model.config.text_width)
@@ -78,6 +107,7 @@ def restore(
   step: int | None = None,
   weights: str = "ema",
   text_encoder: str | None = None,
+  mesh=None,
 ):
   """The flow model of a run at a step (the newest whole one by default).
 
@@ -86,6 +116,8 @@ def restore(
     step: of its checkpoints.
     weights: "ema" or "params".
     text_encoder: where the run's frozen text encoder is now.
+    mesh: of the devices that share the parameters and what is drawn, any number
+      of them; one device by default.
 
   Raises:
     UserError: no run, a run of another stage, no whole checkpoint, or another
@@ -108,9 +140,18 @@ def restore(
   codec = codecs.load_codec(workdir)
   model = make_model(config, codec)
   init = functools.partial(init_params, model)
-  abstract = jax.eval_shape(init, jax.random.key(0))
+  rng = jax.random.key(0)
+  if mesh is None:
+    abstract = jax.eval_shape(init, rng)
+    step, params = checkpoint.restore_run(workdir, weights, abstract, step)
+    return Restored(config, model, jax.device_put(params), codec, step, text)
+  abstract, _ = rules.lay_out(mesh, init, rng)
   step, params = checkpoint.restore_run(workdir, weights, abstract, step)
-  return Restored(config, model, jax.device_put(params), codec, step, text)
+  if "attention" in config:
+    config.attention.ring = 1  # of the mesh that it was trained on
+  model = make_model(config, codec, **mesh_fns(config, mesh))
+  ranks = batches.count_ranks(mesh)
+  return Restored(config, model, params, codec, step, text, ranks)
 
 
 class RestoredVAE(NamedTuple):

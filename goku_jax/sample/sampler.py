@@ -38,6 +38,7 @@ def sample_latents(
   embed=None,
   labels: list[int] | None = None,
   indices: list[int] | None = None,
+  ranks: int = 1,
   progress=None,
 ) -> list[np.ndarray]:
   """Normalised latents `[t, h, w, c]` of each caption.
@@ -57,6 +58,7 @@ def sample_latents(
     embed: captions to embeddings [s, E], for a model that reads those.
     labels: classes to show; without them the class counts as dropped.
     indices: whose noise each sample gets; its place in the list by default.
+    ranks: of the mesh, which share the packs.
     progress: called with the number of samples done.
   """
   patch_size = tuple(model.config.patch_size)
@@ -103,6 +105,7 @@ def sample_latents(
   )
   packs = packing.deal(sizes, capacity)
   num_packs = min(NUM_PACKS, 1 << (len(packs) - 1).bit_length())
+  num_packs = -(-num_packs // ranks) * ranks
   latents, done = [None] * len(samples), 0
   for start in range(0, len(packs), num_packs):
     here = packs[start : start + num_packs]

@@ -1,18 +1,17 @@
 """The joint flow model: packs of latents, or of pixels, with captions."""
 
 import functools
+import itertools
+from contextlib import nullcontext
 
+import jax
 import numpy as np
 
 from goku_jax import costs
 from goku_jax.data import packing, pipeline, planning
-from goku_jax.models import kernels
-from goku_jax.parallel import rules
-from goku_jax.parallel.attention import (
-  check_heads,
-  shard_attention,
-  shard_text_attention,
-)
+from goku_jax.eval import results, suites
+from goku_jax.flow.objective import make_loss
+from goku_jax.parallel.attention import check_heads
 from goku_jax.parallel.batch import (
   check_rows,
   check_tokens,
@@ -21,9 +20,8 @@ from goku_jax.parallel.batch import (
 )
 from goku_jax.sample import codec as codecs
 from goku_jax.sample import draw
-from goku_jax.sample.restore import Restored, init_params, make_model
+from goku_jax.sample.restore import Restored, init_params, make_model, mesh_fns
 from goku_jax.train import flow_source, preflight
-from goku_jax.train.flow_loss import make_loss
 from goku_jax.train.task import Task
 from goku_jax.typing import UserError
 
@@ -80,6 +78,9 @@ def _make_task(config, mesh, opened):
     captions=_captions(prompts, asked["labels"]),
     picture=functools.partial(_picture, codec, patch_size),
     dtype=model.config.dtype,
+    evaluate=functools.partial(
+      _evaluate, run._replace(model=model, ranks=count_ranks(mesh))
+    ),
     settle=opened.settle,
     close=opened.close,
     preflight=lambda first_step: preflight.tell(
@@ -90,31 +91,6 @@ def _make_task(config, mesh, opened):
       step_flops=functools.partial(_step_flops, model.config, planner),
     ),
   )
-
-
-def mesh_fns(config, mesh) -> dict:
-  """What the model does differently on a mesh, as `make_goku` takes it.
-
-  Raises:
-    UserError: the mesh cannot be split so, or has no such kernel.
-  """
-  settings = config.attention.to_dict()
-  ring = settings.pop("ring")
-  platform = mesh.devices.flat[0].platform
-  choose = functools.partial(kernels.choose, **settings, platform=platform)
-  segments = config.data.pack.segments
-  kernel = choose(segments=segments)
-  text_kernel = choose(segments=segments + 1)  # the empty caption comes first
-  if ring > 1 and platform == "gpu" and settings["kernel"] in ("auto", "cudnn"):
-    raise UserError(
-      f"attention.ring={ring}: cuDNN gives no log-sum-exp by which a ring joins"
-      " its parts: set attention.ring=1, or attention.kernel=chunked"
-    )
-  return {
-    "attention_fn": shard_attention(kernel, mesh, ring=ring),
-    "text_attention_fn": shard_text_attention(text_kernel, mesh),
-    "weights_fn": rules.scatter_gradients if mesh.size > 1 else None,
-  }
 
 
 def _groups(data, opened) -> dict:
@@ -238,6 +214,23 @@ def _show(run, prompts, asked, params, ema):
   """Fixed prompts, labels and seeds, drawn by raw and averaged parameters."""
   by = lambda tree: draw.draw(run._replace(params=tree), prompts, **asked)
   return {"raw": by(params), "ema": by(ema)}
+
+
+def _evaluate(run, names, step, params, ema, workdir):
+  """Runs suites on both kinds of weights; the first process keeps records."""
+  folder = workdir / "evals" / "in_training"
+  is_first = jax.process_index() == 0
+  opened = results.open_results(folder) if is_first else nullcontext()
+  with opened as log:
+    for name, (kind, tree) in itertools.product(
+      names, {"params": params, "ema": ema}.items()
+    ):
+      settings = run.config.evals[name].to_dict()
+      at = run._replace(params=tree, step=step)
+      out = folder / f"{step:08d}" / kind
+      figures = suites.run_suite(name, at, out, settings)
+      if log:
+        log.add(name, step, kind, settings, figures)
 
 
 def _picture(codec, patch_size, batch):

@@ -177,12 +177,13 @@ def _loop(run, state, data, advance, ckpt, preempted):
         ckpt.save(step, _trees(state), {"step": step})
       if show:  # after the save, which what goes wrong here may not cost
         _show(workdir, task, state, step, writers)
+      judged = is_new and _evaluate(run, state, step, report)
       if stop:
         ckpt.wait()
         raise job.Preempted(f"saved at step {step}; run it again to go on")
       if is_last:
         return state, report.latest
-      if show or save:
+      if show or save or judged:
         report.restart_clock()
       local = next(data)
       if step == 0 and writers:
@@ -197,6 +198,19 @@ def _loop(run, state, data, advance, ckpt, preempted):
         # What other processes read is taken to be as much.
         work = (readers * amount for amount in task.work(local))
         report.add(step, metrics, *work)
+
+
+def _evaluate(run, state, step, report) -> bool:
+  """Whether evaluators of the config were due at a step; runs them."""
+  config, every = run.config, {}
+  for name, settings in config.get("evals", {}).items():
+    every[name] = settings.get("every_steps", 0)
+  is_last = step == config.total_steps
+  due = [n for n, k in every.items() if k and (is_last or step % k == 0)]
+  if due:
+    report.flush()
+    run.task.evaluate(due, step, state.params, state.ema, run.workdir)
+  return bool(due)
 
 
 class Reporter:

@@ -27,4 +27,6 @@ class Task(NamedTuple):
   critic: Critic | None = None  # an opponent
   # first step -> None; prints what there is and how long it will take
   preflight: Callable[[int], None] = lambda first_step: None
+  # (suites, step, params, ema, workdir) -> None; runs evaluators, on every host
+  evaluate: Callable | None = None
   close: Callable[[], None] = lambda: None  # ends what reads the data

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from goku_jax.data import packing
+from goku_jax.flow.objective import flow_loss
 from goku_jax.models import attention
 from goku_jax.parallel import attention as parallel
 from goku_jax.parallel import batch as batches
@@ -17,7 +18,6 @@ from goku_jax.parallel import rules
 from goku_jax.sample.codec import Codec
 from goku_jax.sample.restore import init_params, make_model
 from goku_jax.train import step as steps
-from goku_jax.train.flow_loss import flow_loss
 from goku_jax.train.optimizer import make_optimizer
 from tests import runs
 

@@ -12,8 +12,8 @@ import optax
 import pytest
 
 from goku_jax.data import packing
+from goku_jax.flow.objective import flow_loss
 from goku_jax.train import step as steps
-from goku_jax.train.flow_loss import flow_loss
 from tests import runs
 
 LOSS = dict(time_sampler="logit_normal", time_shift=2.0, caption_drop_rate=0.4)

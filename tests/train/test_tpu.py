@@ -11,12 +11,12 @@ import pytest
 from jax.experimental import topologies
 
 from goku_jax.data import schema
+from goku_jax.flow.objective import flow_loss
 from goku_jax.models import attention, goku
 from goku_jax.parallel import mesh as meshes
 from goku_jax.parallel import rules
 from goku_jax.parallel.attention import shard_attention
 from goku_jax.sample.restore import init_params
-from goku_jax.train.flow_loss import flow_loss
 from goku_jax.train.optimizer import make_optimizer
 from goku_jax.train.step import init_state, train_step
 from tests import runs

@@ -10,7 +10,7 @@ import pytest
 
 from goku_jax.data import packing
 from goku_jax.flow import loss as losses
-from goku_jax.train import flow_loss
+from goku_jax.flow import objective
 from tests import runs
 
 LOSS = dict(time_sampler="logit_normal", time_shift=2.0, caption_drop_rate=0.4)
@@ -25,7 +25,7 @@ def batch():
 def grad_fn():
   """Summed loss with metrics, and its gradient, at parameters that matter."""
   model, params = runs.flow_model()
-  loss_fn = functools.partial(flow_loss.flow_loss, model=model, **LOSS)
+  loss_fn = functools.partial(objective.flow_loss, model=model, **LOSS)
   fn = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
   return lambda batch, seed=0: fn(params, batch, jax.random.key(seed))
 
@@ -35,7 +35,7 @@ def samples_of(batch):
 
 
 def test_the_batch_mixes_what_it_should(batch):
-  is_video = flow_loss.segment_is_video(batch)
+  is_video = objective.segment_is_video(batch)
   here = batch["sample_index_BG"] >= 0
   assert is_video[here].any()
   assert not is_video[here].all()
@@ -67,7 +67,7 @@ def test_each_sample_has_the_loss_it_has_alone(batch, monkeypatch):
   @jax.jit
   def loss_by_segment(batch):
     rng = jax.random.key(0)
-    flow_loss.flow_loss(params, batch, rng, model=model, **LOSS)
+    objective.flow_loss(params, batch, rng, model=model, **LOSS)
     return seen.pop()
 
   packed = loss_by_segment(batch)[batch["sample_index_BG"] >= 0]
@@ -115,7 +115,7 @@ def test_clips_and_images_are_counted_apart(batch, grad_fn):
     np.testing.assert_allclose(
       sums["loss_image"][k] + sums["loss_video"][k], sums["loss"][k], rtol=1e-5
     )
-  is_video = flow_loss.segment_is_video(batch)
+  is_video = objective.segment_is_video(batch)
   assert sums["loss_video"][1] == is_video.sum()
 
 
@@ -134,7 +134,7 @@ def by_sample(batch, drawn):
 
 
 def draw(batch, seed=0):
-  fn = jax.jit(functools.partial(flow_loss.draw, **LOSS))
+  fn = jax.jit(functools.partial(objective.draw, **LOSS))
   drawn = fn(batch, jax.random.key(seed))
   return by_sample(batch, drawn)
 
@@ -175,7 +175,7 @@ def test_captions_drop_at_the_rate_asked_for():
   )
   for rate in (0.0, 0.1, 1.0):
     settings = LOSS | dict(caption_drop_rate=rate)
-    fn = jax.jit(functools.partial(flow_loss.draw, **settings))
+    fn = jax.jit(functools.partial(objective.draw, **settings))
     *_, dropped = fn(batch, jax.random.key(0))
     assert float(dropped.mean()) == pytest.approx(rate, abs=0.02)
 
@@ -198,7 +198,7 @@ def test_data_is_drawn_from_its_posterior(batch):
 def test_a_model_that_says_zero_has_the_loss_of_the_velocity(batch):
   model, params = runs.flow_model()
   zero = jax.tree.map(jnp.zeros_like, params)
-  loss_fn = functools.partial(flow_loss.flow_loss, model=model, **LOSS)
+  loss_fn = functools.partial(objective.flow_loss, model=model, **LOSS)
   total, sums = jax.jit(loss_fn)(zero, batch, jax.random.key(0))
   want = [np.mean((x - eps) ** 2) for x, eps, _, _ in draw(batch).values()]
   np.testing.assert_allclose(total, np.sum(want), rtol=1e-5)

@@ -47,40 +47,38 @@ def draw(
   caption_drop_rate: float,
 ):
   """Data, noise, time and dropped captions of each sample, by its identity."""
-  keys = lambda purpose: noise.sample_keys(
-    rng, purpose, batch["sample_index_BG"], batch["visit_BG"]
-  )
-  grid = lambda purpose: noise.grid_normal(
-    keys(purpose),
-    batch["segment_ids_BL"],
-    batch["positions_BL3"],
-    batch["tokens_BLP"].shape[-1],
-  )
+  keys = lambda purpose: _keys(batch, rng, purpose)
   per_segment = lambda fn, purpose: jax.vmap(jax.vmap(fn))(keys(purpose))
-  std_BLP = jnp.exp(0.5 * batch["tokens_logvar_BLP"])
-  data_BLP = batch["tokens_BLP"] + std_BLP * grid(noise.POSTERIOR)
   t_BG = per_segment(times.SAMPLERS[time_sampler], noise.TIME)
   t_BG = times.shifted(t_BG, time_shift)
   dropped_BG = per_segment(
     lambda key: jax.random.bernoulli(key, caption_drop_rate), noise.DROP
   )
-  return data_BLP, grid(noise.NOISE), t_BG, dropped_BG
+  return *draw_ends(batch, rng), t_BG, dropped_BG
+
+
+def draw_ends(batch: dict, rng):
+  """Data and noise of each sample, [B, L, P] both, by its identity."""
+  grid = lambda purpose: noise.grid_normal(
+    _keys(batch, rng, purpose),
+    batch["segment_ids_BL"],
+    batch["positions_BL3"],
+    batch["tokens_BLP"].shape[-1],
+  )
+  std_BLP = jnp.exp(0.5 * batch["tokens_logvar_BLP"])
+  data_BLP = batch["tokens_BLP"] + std_BLP * grid(noise.POSTERIOR)
+  return data_BLP, grid(noise.NOISE)
+
+
+def _keys(batch, rng, purpose):
+  return noise.sample_keys(
+    rng, purpose, batch["sample_index_BG"], batch["visit_BG"]
+  )
 
 
 def flow_loss(params, batch: dict, rng, *, model, **drawing):
   """Summed squared velocity error, and sums with counts for the metrics."""
-  data_BLP, noise_BLP, t_BG, dropped_BG = draw(batch, rng, **drawing)
-  index_BL = jnp.maximum(batch["segment_ids_BL"] - 1, 0)
-  t_BL1 = jnp.take_along_axis(t_BG, index_BL, axis=1)[..., None]
-  x_BLP = path.interpolate(data_BLP, noise_BLP, t_BL1)
-  predicted_BLP = model.apply(
-    {"params": params}, x_BLP, t_BG, batch, dropped_BG
-  )
-  loss_BG = loss.mean_square_by_segment(
-    predicted_BLP - path.velocity(data_BLP, noise_BLP),
-    batch["segment_ids_BL"],
-    t_BG.shape[1],
-  )
+  loss_BG = segment_losses(model, params, batch, *draw(batch, rng, **drawing))
   present_BG = batch["sample_index_BG"] >= 0
   is_video_BG = segment_is_video(batch) & present_BG
   over = lambda mask_BG: (
@@ -92,6 +90,23 @@ def flow_loss(params, batch: dict, rng, *, model, **drawing):
     "loss_image": over(present_BG & ~is_video_BG),
     "loss_video": over(is_video_BG),
   }
+
+
+def segment_losses(
+  model, params, batch: dict, data_BLP, noise_BLP, t_BG, dropped_BG
+):
+  """Mean squared velocity error of each segment, [B, G]; 0 where is none."""
+  index_BL = jnp.maximum(batch["segment_ids_BL"] - 1, 0)
+  t_BL1 = jnp.take_along_axis(t_BG, index_BL, axis=1)[..., None]
+  x_BLP = path.interpolate(data_BLP, noise_BLP, t_BL1)
+  predicted_BLP = model.apply(
+    {"params": params}, x_BLP, t_BG, batch, dropped_BG
+  )
+  return loss.mean_square_by_segment(
+    predicted_BLP - path.velocity(data_BLP, noise_BLP),
+    batch["segment_ids_BL"],
+    t_BG.shape[1],
+  )
 
 
 def segment_is_video(batch: dict):

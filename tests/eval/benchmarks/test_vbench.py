@@ -33,6 +33,7 @@ PROMPTS = [
   {"prompt_en": "A bund, oil painting.", "dimension": ["appearance_style"]},
   {"prompt_en": "A rock-carved façade", "dimension": ["scene"]},
   {"prompt_en": "A bund, oil painting.", "dimension": ["imaging_quality"]},
+  {"prompt_en": "In a still frame, a sign", "dimension": ["color"]},
 ]
 
 

@@ -1,6 +1,8 @@
 """What is written is the layout, through stops and side by side."""
 
 import json
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -89,6 +91,26 @@ def test_a_stopped_writer_goes_on_to_the_same_files(tmp_path, name):
   assert files_of(twice) == files_of(once)
 
 
+@pytest.mark.parametrize("name", ["vbench", "dpg"])
+def test_whoever_looks_sees_whole_files_of_the_layout_alone(tmp_path, name):
+  benchmark = read(name, tmp_path / "prompts")
+  writes = writer.Writer(tmp_path / "out", benchmark, RUN)
+  seen, done = set(), threading.Event()
+
+  def look():
+    while not done.is_set():
+      for entry in os.scandir(tmp_path / "out"):
+        seen.add((entry.name, entry.stat().st_size))
+
+  thread = threading.Thread(target=look)
+  thread.start()
+  writes.write_all(draw(benchmark, size=128))
+  done.set()
+  thread.join()
+  whole = {(k, len(v)) for k, v in files_of(tmp_path / "out").items()}
+  assert seen <= whole
+
+
 def test_what_exists_is_not_written_again(tmp_path):
   benchmark = read("geneval", tmp_path / "prompts")
   writes = writer.Writer(tmp_path / "out", benchmark, RUN)
@@ -140,6 +162,7 @@ def test_a_grid_appears_with_the_last_part_whoever_writes_it(tmp_path):
     assert left == list(benchmark.samples[n::2])
     both[n].write_all(draw(benchmark, left[:2]))
   assert set(files_of(tmp_path / "out")) == {"a1.png"}
+  assert files_of(tmp_path / "out.made" / "parts") == {}
   assert len(writer.read_lines(tmp_path / "out")) == 4
 
 

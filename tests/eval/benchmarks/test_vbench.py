@@ -30,9 +30,9 @@ GOKU = {
 SHARES = {name: value / 100 for name, value in GOKU.items()}
 PROMPTS = [
   {"prompt_en": "In a still frame, a sign", "dimension": [vbench.FLICKER]},
-  {"prompt_en": "A bund, oil painting.", "dimension": ["appearance_style"]},
+  {"prompt_en": "A quay, oil painting.", "dimension": ["appearance_style"]},
   {"prompt_en": "A rock-carved façade", "dimension": ["scene"]},
-  {"prompt_en": "A bund, oil painting.", "dimension": ["imaging_quality"]},
+  {"prompt_en": "A quay, oil painting.", "dimension": ["imaging_quality"]},
   {"prompt_en": "In a still frame, a sign", "dimension": ["color"]},
 ]
 
@@ -51,8 +51,10 @@ def test_the_wheel_asks_for_6220_videos_of_944_prompts(vbench_wheel):
   assert len({sample.prompt for sample in benchmark.samples}) == 944
   assert sum(path.endswith("-24.mp4") for path in paths) == 75
   assert "In a still frame, a stop sign-24.mp4" in paths
-  assert "The bund Shanghai, oil painting-4.mp4" in paths
-  assert "The bund Shanghai, oil painting-5.mp4" not in paths
+  twice = "A beautiful coastal beach in spring, waves lapping on sand by"
+  twice += " Hokusai, in the style of Ukiyo"
+  assert f"{twice}-4.mp4" in paths
+  assert f"{twice}-5.mp4" not in paths
 
 
 def test_prompts_listed_twice_have_their_videos_once(tmp_path):
@@ -60,7 +62,7 @@ def test_prompts_listed_twice_have_their_videos_once(tmp_path):
   names = [sample.path for sample in benchmark.samples]
   assert names[24:30] == [
     "In a still frame, a sign-24.mp4",
-    *(f"A bund, oil painting.-{i}.mp4" for i in range(5)),
+    *(f"A quay, oil painting.-{i}.mp4" for i in range(5)),
   ]
   assert len(names) == 25 + 5 + 5
   assert [s.seed_index for s in benchmark.samples] == list(range(35))

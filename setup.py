@@ -87,7 +87,10 @@ setuptools.setup(
   license="Apache-2.0",
   python_requires=">=3.11,<3.14",
   packages=setuptools.find_packages(include=["goku_jax", "goku_jax.*"]),
-  package_data={"goku_jax.data": ["assets/*"]},
+  package_data={
+    "goku_jax.data": ["assets/*"],
+    "goku_jax.eval": ["assets/*"],
+  },
   install_requires=CORE,
   extras_require=EXTRAS,
 )

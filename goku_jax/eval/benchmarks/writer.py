@@ -1,0 +1,231 @@
+"""Samples into the layout of their benchmark, each whole or not at all.
+
+Nothing but what the tool reads is ever in the folder. Beside it, FOLDER.made
+holds
+
+  run.json         what drew the samples: no two runs mix in a folder
+  samples-N.jsonl  of process N: each sample's prompt, seed and path, and the
+                   rewritten prompt
+  parts/           samples whose grid is not whole yet
+  partial/         files that are being written
+"""
+
+import json
+import pathlib
+import shutil
+import uuid
+from collections.abc import Iterable
+
+import numpy as np
+from PIL import Image
+
+from goku_jax import files
+from goku_jax.data import video_io
+from goku_jax.eval import lines
+from goku_jax.eval.benchmarks.layout import GRID, Benchmark, Sample, exists
+from goku_jax.typing import UserError
+
+
+class Writer:
+  """Writes the samples of one benchmark; several processes may share a folder.
+
+  Args:
+    folder: what the tool is given; made, as are those above it.
+    benchmark: whose samples are written.
+    run: whatever says how they are drawn (checkpoint, weights, solver, seed,
+      rewriter), as JSON has it.
+    process: number of the process that writes.
+
+  Raises:
+    UserError: the folder holds samples of another run, or cannot be written.
+  """
+
+  def __init__(self, folder, benchmark: Benchmark, run: dict, process=0):
+    self.folder = pathlib.Path(folder).resolve()
+    self.beside = beside_of(self.folder)
+    self._benchmark = benchmark
+    self._parts, self._partial = self.beside / "parts", self.beside / "partial"
+    for path in (self.folder, self._parts, self._partial):
+      files.make_folder(str(path), "out")
+    self._keep_run(run)
+    self._lines = lines.Log(self.beside / f"samples-{process}.jsonl")
+
+  def _keep_run(self, run):
+    path = self.beside / "run.json"
+    # In this order: another process writes its samples after this file.
+    holds = any(self.folder.iterdir())
+    if not path.exists():
+      if holds:
+        raise UserError(
+          f"{self.folder} holds files already, and no {path.name} says of"
+          " which run: choose another --out"
+        )
+      files.write_json(path, run)
+    kept, run = json.loads(path.read_bytes()), json.loads(files.to_json(run))
+    if kept != run:
+      other = sorted(k for k in kept | run if kept.get(k) != run.get(k))
+      raise UserError(
+        f"{self.folder} holds samples of another run ({', '.join(other)}):"
+        " choose another --out, or remove it and what is beside it"
+      )
+
+  def missing(self, process=0, count=1) -> list[Sample]:
+    """The samples that are still to be drawn by one of `count` processes.
+
+    The share of each is the same whatever the others have drawn by now.
+    """
+    share = self._benchmark.samples[process::count]
+    return [sample for sample in share if not self._has(sample)]
+
+  def _has(self, sample) -> bool:
+    if exists(self.folder, sample.path):
+      return not sample.beside or exists(self.folder, sample.beside.path)
+    return sample.part is not None and exists(self._parts, _part_of(sample))
+
+  def write(
+    self, sample: Sample, pixels: np.ndarray, *, seed: int, rewritten=None
+  ) -> bool:
+    """Writes a sample, unless it is there; returns whether it did.
+
+    Args:
+      sample: of the benchmark.
+      pixels: uint8 RGB, [T, H, W, 3] of a video, [H, W, 3] of an image or
+        [1, H, W, 3] of one.
+      seed: that it was drawn from.
+      rewritten: the prompt that the model was given, where it was another.
+    """
+    wrote = not self._has(sample)
+    if wrote:
+      # First, so that no file is without its line.
+      self._lines.append(
+        dict(
+          prompt=sample.prompt,
+          rewritten=rewritten,
+          seed=seed,
+          path=sample.path,
+          part=sample.part,
+        )
+      )
+      self._write(sample, pixels)
+    if sample.part is not None:
+      self._join(sample)
+    return wrote
+
+  def write_all(self, drawn: Iterable[tuple], rewritten=None) -> int:
+    """Writes (sample, pixels, seed) as they come; returns how many it wrote.
+
+    Args:
+      drawn: may be lazy.
+      rewritten: rewritten prompts by prompt.
+    """
+    rewritten = rewritten or {}
+    return sum(
+      self.write(s, pixels, seed=seed, rewritten=rewritten.get(s.prompt))
+      for s, pixels, seed in drawn
+    )
+
+  def finish(self) -> None:
+    """Joins parts that are left and removes what is not kept.
+
+    By one process, once all have written.
+    """
+    for sample in self._benchmark.samples:
+      if sample.part is not None:
+        self._join(sample)
+    for path in (self._parts, self._partial):
+      shutil.rmtree(path, ignore_errors=True)
+
+  def _write(self, sample, pixels):
+    if self._benchmark.fps:
+      fps = self._benchmark.fps
+      write = lambda path: video_io.write_video(path, pixels, fps=fps)
+      self._place(self.folder / sample.path, write)
+      return
+    image = Image.fromarray(_image(pixels))
+    if sample.beside:
+      write = lambda path: path.write_text(sample.beside.text)
+      self._place(self.folder / sample.beside.path, write)
+    if sample.part is None:
+      self._place(self.folder / sample.path, image.save)
+      return
+    if image.width != image.height:
+      raise UserError(
+        f"{self._benchmark.name} needs square images, not {image.height} x"
+        f" {image.width}"
+      )
+    self._place(self._parts / _part_of(sample), image.save)
+
+  def _join(self, sample):
+    """Makes the grid of a sample once its parts are there."""
+    names = [
+      self._parts / _part_of(sample._replace(part=i)) for i in range(GRID**2)
+    ]
+    path = self.folder / sample.path
+    if not exists(self.folder, sample.path):
+      if not all(name.exists() for name in names):
+        return
+      try:
+        grid = _grid([np.asarray(Image.open(name)) for name in names], path)
+      except FileNotFoundError:  # another process has just joined them
+        return
+      self._place(path, Image.fromarray(grid).save)
+    for name in names:
+      name.unlink(missing_ok=True)
+
+  def _place(self, path, write):
+    """Makes a file elsewhere, then gives it its name."""
+    partial = self._partial / f"{uuid.uuid4().hex}{path.suffix}"
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      write(partial)
+      files.sync(partial)
+      partial.replace(path)
+    except OSError as error:
+      raise UserError(
+        f"{path}: cannot write there ({error.strerror}); choose another place"
+      ) from error
+    finally:
+      partial.unlink(missing_ok=True)
+
+
+def beside_of(folder) -> pathlib.Path:
+  """The folder of what the tool must not see."""
+  folder = pathlib.Path(folder).resolve()
+  return folder.with_name(f"{folder.name}.made")
+
+
+def read_lines(folder) -> list[dict]:
+  """What was noted of each sample in a folder, by path and part.
+
+  Each has `prompt`, `rewritten`, `seed`, `path` and `part`. One that was begun
+  twice is told once.
+  """
+  found = {}
+  for path in sorted(beside_of(folder).glob("samples-*.jsonl")):
+    for line in lines.read(path):
+      found[line["path"], line["part"] or 0] = line
+  return [found[key] for key in sorted(found)]
+
+
+def _part_of(sample: Sample) -> str:
+  name = pathlib.PurePosixPath(sample.path)
+  return f"{name.stem}.{sample.part}{name.suffix}"
+
+
+def _image(pixels) -> np.ndarray:
+  pixels = np.asarray(pixels)
+  if pixels.ndim == 4 and len(pixels) == 1:
+    pixels = pixels[0]
+  if pixels.ndim != 3 or pixels.shape[-1] != 3 or not pixels.size:
+    raise ValueError(f"expected an image [H, W, 3], got {pixels.shape}")
+  if pixels.dtype != np.uint8:
+    raise ValueError(f"expected uint8, got {pixels.dtype}")
+  return pixels
+
+
+def _grid(parts, path) -> np.ndarray:
+  if len({part.shape for part in parts}) > 1:
+    sizes = ", ".join(f"{p.shape[0]} x {p.shape[1]}" for p in parts)
+    raise UserError(f"{path}: its four samples differ in size: {sizes}")
+  rows = [np.concatenate(parts[i : i + GRID], 1) for i in (0, GRID)]
+  return np.concatenate(rows)

@@ -73,8 +73,9 @@ def test_equal_sets_are_at_zero_and_a_shift_at_its_square(draw):
   )
 
 
-def test_the_distance_is_that_of_the_matrix_root(draw):
-  sets = pair(draw, 400, 300, 64)
+@pytest.mark.parametrize("num", [400, 40], ids=["full rank", "rank deficient"])
+def test_the_distance_is_that_of_the_matrix_root(draw, num):
+  sets = pair(draw, num, num - 5, 64)
   assert distance(*sets) == pytest.approx(by_sqrtm(*sets), rel=1e-6)
 
 

@@ -1,15 +1,10 @@
 """An honest judge of moving digits: which digit is seen, and where it goes.
 
-Motion has a closed form and no network: with weights w = max(grey - threshold,
-0) the centroid of frame t is c_t = sum(w p) / sum(w), the velocity is the
-least-squares slope of c_t over t in pixels a frame, and the direction is the
-nearest of the seven by angle, or "still" below 0.15 pixels a frame.
-
-The digit is read by a small classifier from crops around the centroids: the
-largest mean log-probability over the frames. It is trained on real training
-glyphs alone, blurred and noised by formula but never by a model, and tested on
-held-out glyphs. A clip without one bright, compact object in nearly every
-frame is unreadable, and wrong in every respect.
+Motion has a closed form and no network (`eval/motion.py`). The digit is read by
+a small classifier from crops around the centroids: the largest mean
+log-probability over the frames. It is trained on real training glyphs alone,
+blurred and noised by formula but never by a model, and tested on held-out
+glyphs. An unreadable clip is wrong in every respect.
 
 Letters: N videos or crops, T H W frames, height, width, K classes.
 """
@@ -25,14 +20,8 @@ import optax
 from jaxtyping import Array, Float
 
 from goku_jax.data import digits
+from goku_jax.eval import motion
 from goku_jax.models.judges import probe
-
-STILL_BELOW = 0.15  # pixels a frame; the slowest real motion has 0.5
-
-# What counts as one visible object; real clips are far on the other side.
-_MIN_PEAK = 0.25
-_MIN_COMPACT = 0.8  # part of the bright mass that lies inside the crop
-_MIN_FRAMES = 0.9
 
 _PLACES = 8  # sub-pixel places at which a training glyph is rendered
 _CHUNK = 2048  # crops at a time
@@ -105,10 +94,8 @@ def glyph_crops(
       for i, place in zip(chosen, places, strict=True)
     ]
   )
-  grey_NTHW = _grey(videos)
-  crop = size + 2
-  centroid_NT2 = _locate(grey_NTHW, crop)["centroid"]
-  return _crop(grey_NTHW, centroid_NT2, crop)[:, 0], labels[chosen]
+  crops_NTHW = motion.read(videos, motion.crop_side(canvas))["crops"]
+  return crops_NTHW[:, 0], labels[chosen]
 
 
 def _worsen(rng, crops_NHW: Float[Array, "N H W"]) -> Float[Array, "N H W"]:
@@ -124,59 +111,6 @@ def _worsen(rng, crops_NHW: Float[Array, "N H W"]) -> Float[Array, "N H W"]:
   x = x * (1.2 - amount(1, 0.6)) + amount(2, 0.1)
   noise = jax.random.normal(jax.random.fold_in(rng, 3), x.shape)
   return jnp.clip(x + amount(4, 0.12) * noise, 0, 1)
-
-
-def _grey(videos_NTHWC: np.ndarray) -> np.ndarray:
-  """Brightness in [0, 1]."""
-  return videos_NTHWC.mean(-1, dtype=np.float32) / 255
-
-
-def _locate(grey_NTHW: np.ndarray, crop: int) -> dict[str, np.ndarray]:
-  """The `centroid` [N, T, 2] as (y, x), and which frames are `clear` [N, T]."""
-  _, _, H, W = grey_NTHW.shape
-  # Ten pixels a frame are this bright or brighter; specks of noise are fewer.
-  quantile = 1 - min(10 / (H * W), 1)
-  peak = np.quantile(grey_NTHW, quantile, axis=(1, 2, 3), keepdims=True)
-  bright = np.maximum(grey_NTHW - np.maximum(0.25 * peak, 0.1), 0)
-  mass = bright.sum((2, 3)) + 1e-6
-  y = (bright.sum(3) * np.arange(H)).sum(2) / mass
-  x = (bright.sum(2) * np.arange(W)).sum(2) / mass
-  centroid = np.stack([y, x], -1)
-  compact = _crop(bright, centroid, crop).sum((2, 3)) / mass
-  clear = (compact >= _MIN_COMPACT) & (peak[:, :, 0, 0] >= _MIN_PEAK)
-  return {"centroid": centroid, "clear": clear}
-
-
-def _crop(grey_NTHW, centroid_NT2, size: int) -> np.ndarray:
-  """Squares around the centroids; black beyond the canvas."""
-  N, T = grey_NTHW.shape[:2]
-  half = size // 2
-  padded = np.pad(grey_NTHW, ((0, 0), (0, 0), (half, half), (half, half)))
-  # The square's middle lies between two pixels.
-  corner = np.floor(centroid_NT2 + 1).astype(int)
-  y_NTK, x_NTK = (corner[..., i, None] + np.arange(size) for i in (0, 1))
-  n, t = np.arange(N)[:, None, None, None], np.arange(T)[:, None, None]
-  return padded[n, t, y_NTK[..., :, None], x_NTK[..., None, :]]
-
-
-def _motion(centroid_NT2, clear_NT) -> tuple[np.ndarray, np.ndarray]:
-  """Velocity [N, 2] in pixels a frame, and the fit's error [N] in pixels."""
-  w = clear_NT[..., None] / np.maximum(clear_NT.sum(1), 1)[:, None, None]
-  t = np.arange(clear_NT.shape[1])[:, None]
-  t = t - (w * t).sum(1, keepdims=True)
-  c = centroid_NT2 - (w * centroid_NT2).sum(1, keepdims=True)
-  velocity = (w * c * t).sum(1) / np.maximum((w * t * t).sum(1), 1e-6)
-  error = (w * (c - velocity[:, None] * t) ** 2).sum((1, 2))
-  return velocity, np.sqrt(error)
-
-
-def _direction(velocity_N2: np.ndarray) -> np.ndarray:
-  """The nearest direction by angle, or still."""
-  moving = digits.STEPS[: digits.STILL]
-  moving = moving / np.linalg.norm(moving, axis=1, keepdims=True)
-  nearest = (velocity_N2 @ moving.T).argmax(1)
-  speed = np.abs(velocity_N2).max(1)
-  return np.where(speed < STILL_BELOW, digits.STILL, nearest)
 
 
 @jax.jit
@@ -196,29 +130,17 @@ def _apply(params, crops_NHW: np.ndarray) -> np.ndarray:
 
 
 def read(judge: Judge, videos_NTHWC: np.ndarray) -> dict[str, np.ndarray]:
-  """What the judge sees in each video, all [N].
+  """What `motion.read` sees in each video, and its `digit` [N].
 
-  `digit`, `direction` (index into `digits.DIRECTIONS`) and `speed` in pixels a
-  frame, -1, -1 and 0 where the video is not `readable`; `trajectory_error`,
-  the distance from the straight line in pixels.
+  -1 where the video is not `readable`.
   """
-  N, T = videos_NTHWC.shape[:2]
-  grey_NTHW = _grey(videos_NTHWC)
-  place = _locate(grey_NTHW, judge.crop)
-  clear_NT = place["clear"]
-  crops = _crop(grey_NTHW, place["centroid"], judge.crop)
-  scores = _apply(judge.params, crops.reshape(N * T, *crops.shape[2:]))
+  seen = motion.read(videos_NTHWC, judge.crop)
+  N, T, H, W = seen["crops"].shape
+  scores = _apply(judge.params, seen["crops"].reshape(N * T, H, W))
   log_probs = np.asarray(jax.nn.log_softmax(scores)).reshape(N, T, -1)
-  total_NK = (log_probs * clear_NT[..., None]).sum(1)
-  velocity, error = _motion(place["centroid"], clear_NT)
-  readable = clear_NT.mean(1) >= _MIN_FRAMES
-  return {
-    "digit": np.where(readable, total_NK.argmax(1), -1),
-    "direction": np.where(readable, _direction(velocity), -1),
-    "speed": np.where(readable, np.abs(velocity).max(1), 0.0),
-    "readable": readable,
-    "trajectory_error": error,
-  }
+  total_NK = (log_probs * seen["clear"][..., None]).sum(1)
+  seen["digit"] = np.where(seen["readable"], total_NK.argmax(1), -1)
+  return seen
 
 
 def score(
@@ -228,7 +150,7 @@ def score(
   directions_N: np.ndarray,
   speeds_N: np.ndarray | None = None,
 ) -> dict:
-  """How often the videos show what was asked for.
+  """How often the videos show what was asked for; `motion.score` has the rest.
 
   Args:
     directions_N: -1 where none was asked for; those count for the digit alone.
@@ -237,24 +159,12 @@ def score(
   seen = read(judge, videos_NTHWC)
   digit = seen["digit"] == digits_N
   asked = np.asarray(directions_N) >= 0
-  direction = seen["direction"] == directions_N
-  result = {
-    "num_videos": len(digit),
-    "digit_accuracy": _mean(digit),
-    "direction_accuracy": _mean(direction[asked]),
-    "both_accuracy": _mean((digit & direction)[asked]),
-    "readable": _mean(seen["readable"]),
-    "trajectory_error": _mean(seen["trajectory_error"][seen["readable"]]),
+  both = digit & (seen["direction"] == directions_N)
+  return {
+    **motion.score(seen, directions_N, speeds_N),
+    "digit_accuracy": motion.mean(digit),
+    "both_accuracy": motion.mean(both[asked]),
   }
-  if speeds_N is not None:
-    error = np.abs(seen["speed"] - speeds_N)
-    result["speed_mae"] = _mean(error[np.isfinite(error)])
-  return result
-
-
-def _mean(values) -> float | None:
-  """The mean, or None (null in JSON) of nothing."""
-  return float(np.mean(values)) if len(values) else None
 
 
 ROWS = {
@@ -323,11 +233,11 @@ _EXPLANATION = f"""
 How to read it. The digit is read by a small classifier trained on real training
 glyphs alone, never on a model's output; direction and speed are the
 least-squares slope of the centroid, without a network. A video in which no
-single bright object can be made out in {100 * _MIN_FRAMES:.0f} % of the frames
-is not readable, and counts as wrong. Real clips of held-out glyphs are the
-ceiling: what they miss, the judge misses. What they lose through the VAE, the
-flow model can hardly win back. The untrained model is the floor. A model that
-drew perfect digits but ignored the prompt would score about 10 % and 14 %.
+single bright object can be made out in {100 * motion.MIN_FRAMES:.0f} % of the
+frames is not readable, and counts as wrong. Real clips of held-out glyphs are
+the ceiling: what they miss, the judge misses. What they lose through the VAE,
+the flow model can hardly win back. The untrained model is the floor. A model
+that drew perfect digits but ignored the prompt would score about 10 % and 14 %.
 """
 
 

@@ -50,14 +50,14 @@ SUITES = {
   "reconstruction": ("vae", "configs/reconstruction.py"),
 }
 
+BEST = "losses.loss.all"
+
 flags.DEFINE_string(
   "suite", "digits", f"which figures, commas between: {', '.join(SUITES)}"
 )
 flags.DEFINE_string("out", None, "folder of what is found")
 flags.DEFINE_string("step", "latest", "of a checkpoint, or latest, or best")
-flags.DEFINE_string(
-  "best", "losses.loss.all", "SUITE.FIGURE that is to be least"
-)
+flags.DEFINE_string("best", BEST, "SUITE.FIGURE that is to be least")
 flags.DEFINE_bool("watch", False, "judge each checkpoint as it is saved")
 flags.DEFINE_string("data", None, "folder of videos that are reconstructed")
 flags.DEFINE_string("fit", None, "folder that a linear coder is fitted to")
@@ -74,7 +74,7 @@ def main(
   suite,
   weights,
   step="latest",
-  best="losses.loss.all",
+  best=BEST,
   watch=False,
   config=None,
   out=None,
@@ -169,7 +169,7 @@ def _reconstruct(
   from goku_jax.eval import reconstruction_suite, results, suites
   from goku_jax.sample import restore
 
-  number = suites.read_step(step, results.Results(out), None)
+  number = suites.read_step(step, results.Results(out), BEST)
   autoencoder = restore.restore_vae(workdir, step=number, weights=weights)
   return reconstruction_suite.run(
     autoencoder,

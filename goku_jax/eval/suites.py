@@ -143,7 +143,7 @@ def _everyone(number: int) -> int:
   return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
-def read_step(text: str, results: Results, best: str | None) -> int | None:
+def read_step(text: str, results: Results, best: str) -> int | None:
   """The step of `--step=`: a number, "latest" (None) or "best".
 
   Args:
@@ -157,7 +157,7 @@ def read_step(text: str, results: Results, best: str | None) -> int | None:
   if text == "latest":
     return None
   if text == "best":
-    suite, _, figure = (best or "losses.loss.all").partition(".")
+    suite, _, figure = best.partition(".")
     return results.best(suite, figure)
   if not text.isdecimal():
     raise UserError(f"--step={text}: give a number, latest or best")

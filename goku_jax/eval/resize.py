@@ -63,11 +63,10 @@ RULES = {
 
 
 def _positions(inside, outside, offset):
-  """Where each pixel that comes out lies; in float32, as theirs."""
-  scale = np.float32(inside) / np.float32(outside)
-  offset = np.float32(offset)
-  at = (np.arange(outside, dtype=np.float32) + offset) * scale - offset
-  return np.maximum(at, 0)
+  """Where each pixel that comes out lies, rounded as theirs are."""
+  scale = float(np.float32(inside) / np.float32(outside))
+  at = (np.arange(outside) + offset) * scale - offset
+  return np.maximum(at, 0).astype(np.float32)
 
 
 def _sample(images_HWC, at_fn):

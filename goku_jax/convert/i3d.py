@@ -25,6 +25,12 @@ def read(source, sha256: str | None = None) -> tuple[dict, dict]:
     UserError: it is missing, another file, or holds something else.
   """
   found, digest = state_dict.read(source, ORIGIN, sha256)
-  tree = state_dict.to_tree(found, i3d.abstract_params(), "conv3d", HEADS)
+  tree = state_dict.to_tree(found, *layout())
   config = {"network": "i3d", "source_sha256": digest, "bn_eps": BN_EPS}
   return tree, config
+
+
+def layout():
+  """All that the file has, as shapes of ours, and where it is there."""
+  abstract = i3d.abstract_params()
+  return abstract, state_dict.place_fn(abstract, "conv3d", HEADS)

@@ -30,10 +30,7 @@ def read(source, sha256: str | None = None) -> tuple[dict, dict]:
     UserError: it is missing, another file, or holds something else.
   """
   found, digest = state_dict.read(source, ORIGIN, sha256)
-  abstract = inception.abstract_params()
-  bias = jax.ShapeDtypeStruct((inception.CLASSES,), jnp.float32)
-  abstract["fc"]["bias"] = bias  # which no score adds
-  tree = state_dict.to_tree(found, abstract, "conv", HEADS)
+  tree = state_dict.to_tree(found, *layout())
   del tree["fc"]["bias"]
   config = {
     "network": "inception_fid",
@@ -41,3 +38,12 @@ def read(source, sha256: str | None = None) -> tuple[dict, dict]:
     "bn_eps": inception.BN_EPS,
   }
   return tree, config
+
+
+def layout():
+  """All that the file has, as shapes of ours, and where it is there."""
+  bias = jax.ShapeDtypeStruct((inception.CLASSES,), jnp.float32)
+  abstract = inception.abstract_params()
+  # No score adds it.
+  abstract = abstract | {"fc": abstract["fc"] | {"bias": bias}}
+  return abstract, state_dict.place_fn(abstract, "conv", HEADS)

@@ -5,6 +5,7 @@ Nothing in such a file is run: of a .pth, torch reads tensors and no code.
 
 import pathlib
 import pickle
+from collections.abc import Callable
 
 import numpy as np
 import safetensors
@@ -76,17 +77,32 @@ def _read_torch(path):
   return {name: x.detach().float().numpy() for name, x in found.items()}
 
 
-def to_tree(found: dict, abstract: dict, conv: str, heads: dict) -> dict:
-  """A tree of `ConvUnit`s in float32.
+def to_tree(found: dict, abstract: dict, place_of: Callable) -> dict:
+  """A tree of ours in float32; the counts of batch norms are left out.
 
   Args:
     found: arrays by name.
-    abstract: our tree as shapes, its modules named as theirs.
-    conv: their name of the convolution in a unit.
-    heads: our paths of what belongs to no unit, and where torch keeps it.
+    abstract: our tree as shapes.
+    place_of: as of `place_fn`.
 
   Raises:
-    UserError: names or shapes are not those of the tree.
+    UserError: names or shapes are not those of the tree, or one is not finite.
+  """
+  found = {n: x for n, x in found.items() if not n.endswith(COUNT)}
+  tree = tensors.to_tree(found, abstract, place_of)
+  for path, x in trees.flatten(tree, "weights").items():
+    if not np.isfinite(x).all():
+      raise UserError(f"the weights are damaged: {path} has NaN or infinity")
+  return tree
+
+
+def place_fn(abstract: dict, conv: str, heads: dict) -> Callable:
+  """Where torch keeps each path of a tree of `ConvUnit`s.
+
+  Args:
+    abstract: our tree as shapes, its modules named as theirs.
+    conv: their name of the convolution in a unit.
+    heads: places of the paths that belong to no unit.
   """
   shapes = trees.shapes(abstract)
 
@@ -98,9 +114,4 @@ def to_tree(found: dict, abstract: dict, conv: str, heads: dict) -> dict:
       return tensors.Place((f"{stem}.{conv}.weight",), shapes[path][:-2])
     return tensors.Place((f"{stem}.bn.{NORM[leaf]}",))
 
-  found = {n: x for n, x in found.items() if not n.endswith(COUNT)}
-  tree = tensors.to_tree(found, abstract, place_of)
-  for path, x in trees.flatten(tree, "weights").items():
-    if not np.isfinite(x).all():
-      raise UserError(f"the weights are damaged: {path} has NaN or infinity")
-  return tree
+  return place_of

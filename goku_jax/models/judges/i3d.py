@@ -88,6 +88,7 @@ class Block(nn.Module):
     return jnp.concatenate([b0, b1, b2, b3], -1)
 
 
+@functools.cache
 def abstract_params():
   """Shapes and dtypes of the parameters."""
   clips = jax.ShapeDtypeStruct((1, MIN_FRAMES, SIDE, SIDE, 3), jnp.float32)

@@ -157,6 +157,7 @@ def _max_pool_same(x_NHWC):
   return nn.max_pool(x_NHWC, (3, 3), padding="SAME")
 
 
+@functools.cache
 def abstract_params():
   """Shapes and dtypes of the parameters."""
   images = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)

@@ -27,24 +27,31 @@ def test_clips_of_fewer_than_ten_frames_are_refused():
     logits_of(9)
 
 
-@pytest.mark.parity
-def test_torch_gives_the_same(tmp_path):
-  import torch
-
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+  """torch's, and parameters and config that came out of its files."""
   from tests.models.judges import torch_i3d, torch_weights
 
   theirs = torch_weights.make(torch_i3d.I3D)
   assert len(theirs.state_dict()) == 344
-  paths = torch_weights.write(theirs, tmp_path)
+  paths = torch_weights.write(theirs, tmp_path_factory.mktemp("i3d"))
   (params, config), other = map(formats.FORMATS["i3d"].read, paths)
   chex.assert_trees_all_equal(params, other[0])
-  ours = jax.jit(i3d.I3D(bn_eps=config["bn_eps"]).apply)
-  for T in (10, 16):
-    clips = np.random.default_rng(T).uniform(-1, 1, (1, T, 224, 224, 3))
-    clips = clips.astype(np.float32)
-    with torch.no_grad():
-      wanted = theirs(torch.tensor(clips).permute(0, 4, 1, 2, 3)).numpy()
-    error = np.abs(ours({"params": params}, clips) - wanted).max()
-    error /= np.abs(wanted).max()
-    print(f"{T} frames: {error:.1e}")
-    assert error < 1e-5, T
+  return theirs, params, config
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("num_frames", [10, 16])
+def test_torch_gives_the_same(num_frames, networks):
+  import torch
+
+  theirs, params, config = networks
+  rng = np.random.default_rng(num_frames)
+  clips = rng.uniform(-1, 1, (1, num_frames, 224, 224, 3)).astype(np.float32)
+  model = i3d.I3D(bn_eps=config["bn_eps"])
+  found = jax.jit(model.apply)({"params": params}, clips)
+  with torch.no_grad():
+    wanted = theirs(torch.tensor(clips).permute(0, 4, 1, 2, 3)).numpy()
+  error = np.abs(found - wanted).max() / np.abs(wanted).max()
+  print(f"{num_frames} frames: {error:.1e}")
+  assert error < 1e-5

@@ -22,11 +22,13 @@ def pool(x, window, stride):
 
 
 class Unit(nn.Module):
-  def __init__(self, before, width, k=1, stride=1, is_head=False, eps=1e-5):
+  """A convolution; but for the head, batch norm and ReLU."""
+
+  def __init__(self, before, width, k=1, stride=1, is_head=False):
     super().__init__()
     self.window, self.stride = (k,) * 3, (stride,) * 3
     self.conv3d = nn.Conv3d(before, width, k, stride, bias=is_head)
-    self.bn = None if is_head else nn.BatchNorm3d(width, eps=eps)
+    self.bn = None if is_head else nn.BatchNorm3d(width, eps=1e-5)
 
   def forward(self, x):
     x = self.conv3d(pad(x, self.window, self.stride))
@@ -34,6 +36,8 @@ class Unit(nn.Module):
 
 
 class Mixed(nn.Module):
+  """Four branches side by side."""
+
   def __init__(self, before, a, b, c, d, e, f):
     super().__init__()
     self.b0 = Unit(before, a)
@@ -50,6 +54,8 @@ class Mixed(nn.Module):
 
 
 class I3D(nn.Module):
+  """Gives logits averaged over time."""
+
   def __init__(self):
     super().__init__()
     self.Conv3d_1a_7x7 = Unit(3, 64, 7, 2)

@@ -37,6 +37,8 @@ def average(x):
 
 
 class A(Branches):
+  """35x35 positions."""
+
   def __init__(self, before, pooled):
     super().__init__(
       branch1x1=Conv(before, 64, 1),
@@ -55,6 +57,8 @@ class A(Branches):
 
 
 class B(Branches):
+  """35x35 positions to 17x17."""
+
   def __init__(self, before):
     super().__init__(
       branch3x3=Conv(before, 384, 3, 2),
@@ -69,6 +73,8 @@ class B(Branches):
 
 
 class C(Branches):
+  """17x17 positions."""
+
   def __init__(self, c):
     row, column = ((1, 7), 1, (0, 3)), ((7, 1), 1, (3, 0))
     super().__init__(
@@ -91,6 +97,8 @@ class C(Branches):
 
 
 class D(Branches):
+  """17x17 positions to 8x8."""
+
   def __init__(self):
     super().__init__(
       branch3x3_1=Conv(768, 192, 1),
@@ -107,6 +115,8 @@ class D(Branches):
 
 
 class E(Branches):
+  """8x8 positions."""
+
   def __init__(self, before, pool):
     row, column = ((1, 3), 1, (0, 1)), ((3, 1), 1, (1, 0))
     super().__init__(

@@ -4,7 +4,7 @@ Nothing in such a file is run: of a .pth, torch reads tensors and no code.
 """
 
 import pathlib
-import pickle
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -64,12 +64,17 @@ def _read_torch(path):
       "goku-jax[parity], or give the same tensors as .safetensors"
     ) from error
   try:
-    found = torch.load(path, map_location="cpu", weights_only=True)
-  except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-    line = next(iter(str(error).splitlines()), type(error).__name__)
-    raise UserError(f"{path} is no file of tensors alone: {line}") from error
+    with warnings.catch_warnings():  # the error says it
+      warnings.simplefilter("ignore")
+      found = torch.load(path, map_location="cpu", weights_only=True)
+  except Exception as error:  # a broken pickle raises anything
+    raise UserError(
+      f"{path} is cut short, or has more in it than tensors, as TorchScript "
+      f"and pickled modules have ({type(error).__name__})"
+    ) from error
   is_flat = isinstance(found, dict) and all(
-    isinstance(x, torch.Tensor) for x in found.values()
+    isinstance(name, str) and isinstance(x, torch.Tensor)
+    for name, x in found.items()
   )
   if not is_flat:
     raise UserError(f"{path} holds something else than tensors by name")

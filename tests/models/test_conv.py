@@ -9,6 +9,17 @@ import pytest
 from goku_jax.models import conv
 
 
+@pytest.mark.parametrize("taps", [1, 3, 7])
+def test_any_number_of_taps_is_one_sum(taps):
+  x = jax.random.normal(jax.random.key(0), (1, 9, 6, 7, 3))
+  kernel = jax.random.normal(jax.random.key(1), (taps, 3, 3, 3, 2))
+  for stride in (1, 2):
+    got = conv.sum_of_planes(x, kernel, stride, precision="highest")
+    wanted = conv.volume(x, kernel, stride, precision="highest")
+    assert got.shape[1] == -(-(10 - taps) // stride)
+    chex.assert_trees_all_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("side", [3, 4])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("shape", [(1, 3, 2, 2, 1), (2, 5, 4, 7, 3)])

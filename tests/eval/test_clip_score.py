@@ -219,7 +219,8 @@ def test_a_tower_of_the_published_depth_stays_as_near(tmp_path):
 
   sizes = dict(hidden_size=64, intermediate_size=256, num_attention_heads=4)
   config = transformers.CLIPConfig(
-    text_config=sizes | dict(vocab_size=300, eos_token_id=299),
+    text_config=sizes
+    | dict(vocab_size=300, bos_token_id=298, eos_token_id=299),
     vision_config=sizes,
     projection_dim=48,
   )

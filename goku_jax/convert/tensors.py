@@ -30,21 +30,24 @@ class Place(NamedTuple):
   window: tuple[int, ...] = ()  # of a kernel, or the dims behind a vector
 
 
-def read(source, kind: str, sha256: str | None = None) -> tuple[dict, dict]:
+def read(
+  source, kind: str, sha256: str | None = None, *, key: str = "_class_name"
+) -> tuple[dict, dict]:
   """Tensors by name and the config beside them, of a folder or a file.
 
   Args:
     source: a folder with one .safetensors and config.json, or the former.
     kind: the class that the config must name.
     sha256: the digest that the file must have.
+    key: of the config, under which it names the class.
   """
-  path = _find(pathlib.Path(source))
+  path = find(pathlib.Path(source))
   if sha256 and manifest.digest_file(path) != sha256.lower():
     raise UserError(f"{path} has another digest than --sha256={sha256}")
   beside = path.parent / CONFIG
   try:
     config = json.loads(beside.read_bytes())
-    found = config.get("_class_name")
+    found = config.get(key)
   except (OSError, ValueError, AttributeError) as error:
     raise UserError(
       f"{beside}, which belongs to the weights, cannot be read: {error}"
@@ -59,7 +62,8 @@ def read(source, kind: str, sha256: str | None = None) -> tuple[dict, dict]:
     ) from error
 
 
-def _find(source):
+def find(source: pathlib.Path) -> pathlib.Path:
+  """The one .safetensors of a folder, or the file itself."""
   if source.is_file():
     return source
   found = sorted(source.glob("*.safetensors"))

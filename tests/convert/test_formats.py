@@ -159,7 +159,7 @@ def test_what_diffusers_cannot_have_is_not_written(tmp_path):
   [
     (
       dict(name="odd"),
-      "--format=odd is not one of cogvideox_vae, wan_vae, lpips, ",
+      "--format=odd is not one of cogvideox_vae, wan_vae, ",
     ),
     (dict(name="run", reverse=True), "--format=run has no --reverse"),
     (dict(name="wan_vae", step=3), "--step does not go with --format=wan_vae"),

@@ -38,7 +38,11 @@ def test_an_untrained_model_misses_by_the_size_of_what_it_should_say(
   wanted = np.array([1 + sample(i) for i in range(12)])
   kinds = np.asarray(source.is_video[:12])
   assert found["num_samples"] == 12
-  for kind, which in (("all", kinds | True), ("video", kinds), ("image", ~kinds)):
+  for kind, which in (
+    ("all", kinds | True),
+    ("video", kinds),
+    ("image", ~kinds),
+  ):
     assert found["loss"][kind] == pytest.approx(wanted[which].mean(), rel=0.02)
   by_t = np.array(list(found["by_t"]["all"].values()))
   assert list(found["by_t"]["all"]) == ["t=0.167", "t=0.5", "t=0.833"]

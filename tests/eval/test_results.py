@@ -15,7 +15,11 @@ SETTINGS = {"bins": 4, "path": None, "every_steps": 0}
 
 
 def figures(value):
-  return {"loss": {"all": value}, "by_t": {"all": {"t=0.5": value}}, "name": "x"}
+  return {
+    "loss": {"all": value},
+    "by_t": {"all": {"t=0.5": value}},
+    "name": "x",
+  }
 
 
 def test_records_are_read_as_they_were_added(tmp_path):

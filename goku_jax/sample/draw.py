@@ -21,11 +21,13 @@ def draw(
   num_frames: int,
   labels: list[int] | None = None,
   size: tuple = (None, None),
+  indices: list[int] | None = None,
   progress=None,
   **settings,
 ) -> list[np.ndarray]:
   """Videos uint8 `[T, H, W, 3]` of captions; `size` as trained by default.
 
+  `indices` are the samples whose noise they get; their places by default.
   `settings` are what else `check` takes: num_steps, guidance_scale, seed,
   solver and shift.
 
@@ -44,6 +46,7 @@ def draw(
     max_text=run.config.data.max_text,
     embed=run.text and run.text.encode,
     labels=labels,
+    indices=indices,
     ranks=run.ranks,
     progress=progress,
     **settings,

@@ -8,6 +8,7 @@ from goku_jax.typing import UserError
 from tests import runs
 
 
+@pytest.mark.slow
 def test_the_loader_and_the_step_are_timed_apart():
   config = runs.read_config()
   found = data.compare(config, rounds=1)

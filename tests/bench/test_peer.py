@@ -10,6 +10,7 @@ from goku_jax.bench import peer
 from tests import runs
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_both_sides_are_timed_and_the_figures_agree(tmp_path):
   flags = ["--suite=peer", "--variant=debug", "--tokens=64", "--rounds=1"]
@@ -25,6 +26,7 @@ def test_both_sides_are_timed_and_the_figures_agree(tmp_path):
   assert found["linear_share"] == pytest.approx(reached)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_both_sides_multiply_by_kernels_of_the_same_sizes():
   model = peer.make_model("debug")

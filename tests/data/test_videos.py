@@ -36,6 +36,7 @@ def test_frames_are_those_of_the_whole_film(real_videos, first):
   assert video_io.probe(path) == (*whole.shape[:3], pytest.approx(29.97, 0.01))
 
 
+@pytest.mark.slow
 def test_a_sample_is_its_index_and_a_cut_of_its_film(folder):
   source = videos.Videos(folder, **SIZES)
   again = videos.Videos(folder, **SIZES)

@@ -96,6 +96,7 @@ def test_two_processes_one_of_them_killed_write_the_same(
     assert ours.read_bytes() == theirs.read_bytes(), name
 
 
+@pytest.mark.slow
 def test_latents_become_a_model_that_draws(prepared, tmp_path):
   folder, file = tmp_path / "flow", tmp_path / "x.mp4"
   out, _ = runs.run_job(

@@ -15,6 +15,7 @@ def make(video, **more):
   return model, jax.jit(model.init)(jax.random.key(0), video)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spectral_norm", [False, True])
 def test_clips_and_images_are_judged_by_the_same_weights(spectral_norm):
   video = jax.random.normal(jax.random.key(1), (2, 5, 16, 24, 3))
@@ -33,6 +34,7 @@ def test_a_sample_has_the_same_score_in_any_batch():
   np.testing.assert_allclose(alone[0], whole[1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_spectral_norm_takes_the_size_out_of_weights():
   video = jax.random.normal(jax.random.key(1), (1, 5, 16, 16, 3))
   model, variables = make(video, spectral_norm=True)

@@ -163,6 +163,7 @@ def test_the_scan_equals_a_loop_over_blocks(debug_model, pack, make_sample):
   np.testing.assert_allclose(out, expected, atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 def test_what_the_backward_pass_keeps_changes_nothing(
   debug_model, pack, make_sample
 ):

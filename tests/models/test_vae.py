@@ -166,6 +166,7 @@ def test_untrained_a_linear_coder_gives_back_what_it_made(video):
   near(through(grey), grey)
 
 
+@pytest.mark.slow
 def test_norms_that_read_latents_begin_as_those_that_read_none(video):
   """The modulation of new parameters is one and zero."""
   sizes = runs.VAE_SIZES | dict(linear=False)  # whose levels begin silent
@@ -225,6 +226,7 @@ def test_sizes_that_do_not_fit_are_refused(sizes, message):
     vae.make_vae("debug", **(runs.VAE_SIZES | sizes))
 
 
+@pytest.mark.slow
 def test_blocks_computed_again_change_nothing(params, video):
   again = vae.make_vae("debug", **runs.VAE_SIZES, remat=True)
   loss = lambda model: jax.jit(

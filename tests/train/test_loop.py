@@ -15,7 +15,7 @@ from goku_jax.train import __main__ as train_main
 from goku_jax.train import loop
 from tests import runs
 
-STAGES = ["flow", "vae"]
+STAGES = ["flow", pytest.param("vae", marks=pytest.mark.slow)]
 TOTAL = 4
 
 
@@ -140,6 +140,7 @@ def test_no_sample_is_read_before_the_first_step(stage, tmp_path, monkeypatch):
   assert not read
 
 
+@pytest.mark.slow
 def test_pictures_that_fail_cost_no_step(tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(loop, "_show", lambda *_: crash())
@@ -148,6 +149,7 @@ def test_pictures_that_fail_cost_no_step(tmp_path, monkeypatch):
   assert checkpoint.whole_steps(tmp_path / "checkpoints") == [2, TOTAL]
 
 
+@pytest.mark.slow
 def test_curves_are_drawn_before_the_last_save(tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(loop, "_draw_curves", lambda *_: crash())
@@ -156,6 +158,7 @@ def test_curves_are_drawn_before_the_last_save(tmp_path, monkeypatch):
   assert checkpoint.whole_steps(tmp_path / "checkpoints") == [2]
 
 
+@pytest.mark.slow
 def test_one_process_writes(tmp_path, monkeypatch):
   """Checkpoints apart, which Orbax writes together."""
   monkeypatch.setattr(loop, "_writes", lambda: False)
@@ -201,6 +204,7 @@ def test_a_preemption_saves_at_once_and_resumes(
   assert_same_run(tmp_path, straight("flow")[0])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_cut_short_is_passed_over(
   straight, tmp_path, monkeypatch, caplog
 ):
@@ -367,6 +371,7 @@ def test_what_a_step_holds_no_sample_of_is_in_no_line(tmp_path, monkeypatch):
   assert (tmp_path / "curves.png").stat().st_size
 
 
+@pytest.mark.slow
 def test_a_run_without_images_says_nothing_of_them(tmp_path):
   config = runs.read_config("vae", total_steps=1, data__num_images=0)
   metrics = train_main.main(config, str(tmp_path))

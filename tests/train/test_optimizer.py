@@ -101,6 +101,7 @@ def normal(*shape):
   return jax.random.normal(jax.random.key(0), shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(24, 8), (8, 24)])
 def test_muon_moves_a_kernel_alike_in_every_direction(shape):
   """Five Newton-Schulz steps leave singular values between 0.68 and 1.13."""
@@ -114,6 +115,7 @@ def test_muon_moves_a_kernel_alike_in_every_direction(shape):
   np.testing.assert_allclose(u * sizes @ v, unit, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_to_muon_a_convolution_is_one_matrix_and_layers_are_many():
   gradient = normal(3, 3, 3, 4, 8)
   want = muon_update({"kernel": gradient.reshape(-1, 8)})["kernel"]

@@ -74,6 +74,7 @@ def kernel(grads):
   return grads["decoder"]["patch_out"]["kernel"]
 
 
+@pytest.mark.slow
 def test_nothing_is_felt_before_the_start(play, through, batch, params):
   (grads, critic_grads), sums = play(2.0, START - 1)
   loss_fn = functools.partial(vae_loss.vae_loss, **through, **LOSS)
@@ -110,6 +111,7 @@ def test_the_adaptive_weight_is_clamped(play):
   np.testing.assert_allclose(weight / count, WEIGHT * vae_gan.MAX_SCALE)
 
 
+@pytest.mark.slow
 def test_the_critic_has_a_hinge(play, batch, through, params):
   outs = vae_loss.reconstruct(params, batch, jax.random.key(0), **through)
   w, expected, r1 = 0.7, 0.0, 0.0

@@ -37,6 +37,7 @@ def test_torch_gives_the_same_now(params):
   )
 
 
+@pytest.mark.slow
 def test_a_featureless_image_has_a_slope(params):
   """The length of no feature at all has none by itself."""
   dead = jax.tree.map(lambda x: x, params)

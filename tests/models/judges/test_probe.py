@@ -2,10 +2,12 @@
 
 import jax
 import numpy as np
+import pytest
 
 from goku_jax.models.judges import probe
 
 
+@pytest.mark.slow
 def test_a_crop_is_read_alone():
   model = probe.GlyphProbe(num_classes=4, width=8)
   crops = jax.random.uniform(jax.random.key(1), (6, 14, 14))

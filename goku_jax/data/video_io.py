@@ -497,7 +497,7 @@ def curves(path, series: dict[str, tuple], *, label: str = "loss") -> None:
   axes.set(xlabel="step", ylabel=label)
   axes.grid(alpha=0.3)
   if series:
-    axes.legend()
+    axes.legend(fontsize="small", ncols=1 + len(series) // 12)
   buffer = io.BytesIO()
   figure.savefig(buffer, format="png", dpi=110)
   _write(pathlib.Path(path), buffer.getvalue())

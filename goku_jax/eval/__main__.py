@@ -5,7 +5,8 @@
 Restores parameters or their average (--weights=ema,params judges both) at
 --step=N, the latest or the best checkpoint, on all devices there are, and runs
 suites. FOLDER (the workdir's folder `evals` by default) receives results.jsonl,
-a record each, and made of it results.md, curves/ and tensorboard/. With --watch
+a record each, and made of it results.md, curves/, tensorboard/ and, with what
+training drew, report.html. With --watch
 every checkpoint that training saves is judged once, until that of the last
 step; started again, it goes on with those that have no record.
 
@@ -17,6 +18,19 @@ judge (`eval/digits.py`) read which digit they show and where it moves, beside
 real held-out clips, their reconstruction by the autoencoder, and an untrained
 model. FOLDER receives report.md, report.json, contact_sheet.png and
 samples/*.mp4 too (with --watch in a folder for each step).
+
+`fid` (FID, sFID, Inception score, precision, recall as ADM's evaluator has
+them), `fvd` (and KVD) and `vgg16` are distances between what is drawn and what
+is real, by networks with weights that `convert` brought: configs/distances.py
+has their settings.
+
+  python -m goku_jax.eval --workdir=DIR --suite=vgg16 \
+    --config=configs/distances.py --config.evals.vgg16.weights=LPIPS
+
+`vbench`, `geneval`, `dpg` and `compbench` draw every prompt of the paper's
+benchmarks as often as these count, to FOLDER/SUITE in the layout that their
+tools read, and prove it complete (configs/benchmarks.py). What VBench's tool
+found then becomes totals without a run: --suite=vbench --results=FILE.
 
   python -m goku_jax.eval --workdir=DIR --suite=reconstruction --data=VIDEOS \
     --fit=TRAINING --out=FOLDER
@@ -47,6 +61,13 @@ from goku_jax import weights as folders
 SUITES = {
   "losses": ("flow", "configs/digits.py"),
   "digits": ("flow", "configs/digits.py"),
+  "fid": ("flow", "configs/distances.py"),
+  "fvd": ("flow", "configs/distances.py"),
+  "vgg16": ("flow", "configs/distances.py"),
+  "vbench": ("flow", "configs/benchmarks.py"),
+  "geneval": ("flow", "configs/benchmarks.py"),
+  "dpg": ("flow", "configs/benchmarks.py"),
+  "compbench": ("flow", "configs/benchmarks.py"),
   "reconstruction": ("vae", "configs/reconstruction.py"),
 }
 
@@ -61,6 +82,7 @@ flags.DEFINE_string("best", BEST, "SUITE.FIGURE that is to be least")
 flags.DEFINE_bool("watch", False, "judge each checkpoint as it is saved")
 flags.DEFINE_string("data", None, "folder of videos that are reconstructed")
 flags.DEFINE_string("fit", None, "folder that a linear coder is fitted to")
+flags.DEFINE_string("results", None, "what VBench's tool wrote, for its totals")
 flags.DEFINE_string("lpips", None, "folder of the weights of LPIPS")
 flags.DEFINE_string("weights", "ema", "ema, params, or both with a comma")
 flags.DEFINE_string("text_encoder", None, "folder of FLAN-T5, if it moved")
@@ -70,9 +92,9 @@ flags.DEFINE_float(
 
 
 def main(
-  workdir,
   suite,
   weights,
+  workdir=None,
   step="latest",
   best=BEST,
   watch=False,
@@ -82,6 +104,7 @@ def main(
   fit=None,
   lpips=None,
   text_encoder=None,
+  results=None,
   started=None,
 ):
   """Returns the figures of the suites."""
@@ -91,6 +114,14 @@ def main(
     if name not in SUITES:
       known = ", ".join(SUITES)
       raise job.UserError(f"--suite={name} is not one of {known}")
+  if results:
+    if names != ["vbench"]:
+      raise job.UserError("--results is for --suite=vbench")
+    from goku_jax.eval import benchmark_suite
+
+    return benchmark_suite.fold(results)
+  if not workdir:
+    raise job.UserError("missing --workdir: folder of the run; --help explains")
   if "reconstruction" in names:
     if len(names) > 1 or watch:
       raise job.UserError("--suite=reconstruction goes alone, without --watch")
@@ -124,7 +155,7 @@ def _judge(
 ):
   import jax
 
-  from goku_jax.eval import results, suites
+  from goku_jax.eval import report, results, suites
   from goku_jax.parallel import mesh as meshes
 
   mesh = meshes.make_mesh(replica=1, fsdp=-1, sequence=1, tensor=1)
@@ -141,9 +172,12 @@ def _judge(
       text_encoder=text_encoder,
       **more,
     )
+    tell = lambda: log and report.write(workdir, out)
     if not watch:
       number = suites.read_step(step, results.Results(out), best)
-      return judge(number, out=out, started=started)
+      found = judge(number, out=out, started=started)
+      tell()
+      return found
     total = job.load_config(workdir, "flow").total_steps
     done, found = set(), {}
     for number in suites.follow(workdir, total, done.__contains__):
@@ -154,6 +188,7 @@ def _judge(
           raise
         print(f"step {number} was removed before it was judged", flush=True)
       done.add(number)
+      tell()
     return {"steps": sorted(done), **found}
 
 

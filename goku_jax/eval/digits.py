@@ -41,7 +41,25 @@ def train_judge(
   seed: int = 0, *, canvas: int = 32, num_steps: int = 500, batch_size=128
 ) -> Judge:
   """A probe of the training glyphs on a canvas; a function of its arguments."""
-  crops, labels = glyph_crops("train", seed, canvas)
+  return train_on(
+    *glyph_crops("train", seed, canvas),
+    seed=seed,
+    canvas=canvas,
+    num_steps=num_steps,
+    batch_size=batch_size,
+  )
+
+
+def train_on(
+  crops: np.ndarray,
+  labels: np.ndarray,
+  *,
+  seed: int,
+  canvas: int,
+  num_steps: int = 500,
+  batch_size: int = 128,
+) -> Judge:
+  """A probe of crops [N, H, W], whose accuracy is on real held-out glyphs."""
   rng = jax.random.key(seed)
   params = jax.jit(_MODEL.init)(rng, crops[:1])
   opt_state = jax.jit(_optimizer(num_steps).init)(params)
@@ -119,14 +137,43 @@ def _forward(params, crops_NHW):
 
 
 def _apply(params, crops_NHW: np.ndarray) -> np.ndarray:
-  """Scores of any number of crops, compiled once."""
+  return _in_chunks(_forward, params, crops_NHW)
+
+
+def _in_chunks(fn, params, crops_NHW: np.ndarray) -> np.ndarray:
+  """What a function gives of any number of crops, compiled once."""
   parts = []
   for i in range(0, len(crops_NHW), _CHUNK):
     part = crops_NHW[i : i + _CHUNK]
     short = _CHUNK - len(part)
-    scores = _forward(params, np.pad(part, ((0, short), (0, 0), (0, 0))))
-    parts.append(np.asarray(scores)[: len(part)])
+    found = fn(params, np.pad(part, ((0, short), (0, 0), (0, 0))))
+    parts.append(np.asarray(found)[: len(part)])
   return np.concatenate(parts)
+
+
+def features(judge: Judge, seen: dict) -> np.ndarray:
+  """The probe's features float32 [N, 64] of what `read` saw, over all frames.
+
+  Frames in which nothing is clear do not count; of a video without a clear one
+  they are zero.
+  """
+  N, T, H, W = seen["crops"].shape
+  crops = seen["crops"].reshape(N * T, H, W)
+  found = _in_chunks(_features, judge.params, crops).reshape(N, T, -1)
+  weight_NT1 = seen["clear"][..., None] / np.maximum(
+    seen["clear"].sum(1)[:, None, None], 1
+  )
+  return (found * weight_NT1).sum(1)
+
+
+@jax.jit
+def _features(params, crops_NHW):
+  is_last = lambda module, _: module.name == "features"
+  _, kept = _MODEL.apply(
+    params, crops_NHW, capture_intermediates=is_last, mutable="intermediates"
+  )
+  (x_ND,) = kept["intermediates"]["features"]["__call__"]
+  return jnp.tanh(x_ND)
 
 
 def read(judge: Judge, videos_NTHWC: np.ndarray) -> dict[str, np.ndarray]:

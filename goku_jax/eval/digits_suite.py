@@ -17,7 +17,7 @@ import numpy as np
 from goku_jax import job
 from goku_jax.data import digits as data
 from goku_jax.data import video_io
-from goku_jax.eval import digits
+from goku_jax.eval import digit_distances, digits
 from goku_jax.flow import noise
 from goku_jax.models import vae_stream
 from goku_jax.sample import codec as codecs
@@ -92,9 +92,15 @@ def run(
   found["reconstructed"] = reconstruct(run.codec, videos), asked
   scores = {name: judge_set(judge, *pair) for name, pair in found.items()}
   write_samples(out, found)
+  distances = {
+    name: digit_distances.measure(judge, found["real"], pair, seed, canvas)
+    for name, pair in found.items()
+    if name in ("generated", "reconstructed")
+  }
   result = {
     "judge_accuracy": judge.accuracy,
     **scores,
+    "distances": distances,
     "step": run.step,
     **sampling,
     "seconds": time.time() - started,

@@ -78,6 +78,12 @@ def load(path, width: int, spatial_width: int | None = None) -> Reference:
   return Reference(pool, spatial, json.loads(str(arrays.get("about", "{}"))))
 
 
+def has_images(path) -> bool:
+  """Whether a file of statistics has the images of precision and recall."""
+  with zipfile.ZipFile(path) as file:
+    return "arr_0.npy" in file.namelist()
+
+
 def load_images(path) -> np.ndarray:
   """The images [N, H, W, 3] of an ADM batch, uint8."""
   images = _read(path, ["arr_0"])["arr_0"]

@@ -150,15 +150,17 @@ def numbers(figures: dict) -> dict:
 def curves(records, suite: str) -> dict[str, dict]:
   """Steps and values of a suite's figures so far, those of a group together.
 
-  A group is what a name begins with, up to its first dot. Where a step was
-  evaluated again, the last record counts.
+  A group is what a name begins with, up to its first dot; what lies deeper is
+  in the records alone. Where a step was evaluated again, the last one counts.
   """
   found = {}
   for record in records:
     if record["suite"] == suite and record["step"] is not None:
       for name, value in numbers(record["figures"]).items():
         group, _, rest = name.partition(".")
-        line = f"{rest} {record['weights']}".strip()
+        if not rest or "." in rest:
+          continue
+        line = f"{rest} {record['weights']}"
         by_step = found.setdefault(group, {}).setdefault(line, {})
         by_step[record["step"]] = value
   return {

@@ -4,6 +4,7 @@ A suite is an entry of a config's section `evals`: its settings, and
 `every_steps`, after how many steps of training it is run there (0: never).
 """
 
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -32,9 +33,32 @@ def _digits(run, out, started, settings):
   return digits_suite.run(run, out, started=started, **settings)
 
 
+def _distances(run, out, started, settings, *, name):
+  from goku_jax.eval import distances
+
+  return distances.RUN[name](run, settings)
+
+
+def _benchmark(run, out, started, settings, *, name):
+  from goku_jax.eval import benchmark_suite
+
+  return benchmark_suite.run(name, run, out, settings)
+
+
 # (model, folder for files, epoch seconds of the start, settings) -> figures;
 # all processes call it.
-SUITES: dict[str, Callable] = {"losses": _losses, "digits": _digits}
+SUITES: dict[str, Callable] = {
+  "losses": _losses,
+  "digits": _digits,
+  **{
+    name: functools.partial(_distances, name=name)
+    for name in ("fid", "fvd", "vgg16")
+  },
+  **{
+    name: functools.partial(_benchmark, name=name)
+    for name in ("vbench", "geneval", "dpg", "compbench")
+  },
+}
 
 
 def run_suite(

@@ -40,7 +40,7 @@ def main(workdir, steps):
       return {"start": start}
     alone = run.time(itertools.repeat(placed, count)), [run.work(batch)]
     fed, worked = {}, []
-    if config.data.path is not None:
+    if training.has_data(config):
       seconds = run.time(_read(run, count, worked))
       fed["with_data"] = seconds, worked[training.WARM_UP :]
     peak_bytes, of = machine.peak_memory()

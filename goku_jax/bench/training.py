@@ -78,6 +78,11 @@ class Training:
     return np.diff(ends)[WARM_UP - 1 :].tolist()
 
 
+def has_data(config) -> bool:
+  """Whether a config reads samples; else its `plan` says what is made up."""
+  return config.data.path is not None or "plan" not in config
+
+
 @contextlib.contextmanager
 def opened(config, steps: int):
   """A `Training` at its first step, with data for `steps` at least.
@@ -92,8 +97,7 @@ def opened(config, steps: int):
   # The step keeps to the config's own: it is a constant of what is compiled.
   longer = config.copy_and_resolve_references()
   longer.total_steps = max(config.total_steps, steps)
-  has_data = config.data.path is not None or "plan" not in config
-  make_task = flow_task.make_task if has_data else made_up.make_task
+  make_task = flow_task.make_task if has_data(config) else made_up.make_task
   task = make_task(longer, mesh)
   try:
     with meshes.use(mesh):

@@ -14,6 +14,7 @@ from goku_jax.eval import digits, neighbours, statistics
 from goku_jax.eval.digits import Judge
 
 CLASSES = 10
+NEIGHBOURS = 5  # of a ball; fewer clips have no such figures
 
 
 def measure(judge: Judge, real, made, seed: int, canvas: int) -> dict:
@@ -38,12 +39,13 @@ def measure(judge: Judge, real, made, seed: int, canvas: int) -> dict:
     _read(judge, *pair) for pair in (real, made)
   )
   fit = statistics.fit
+  is_enough = min(len(real_x), len(made_x)) > NEIGHBOURS
   crops, _ = digits.glyph_crops("train", seed, canvas)
   train = digits.features(judge, _still(crops))
   return {
     "frechet_distance": statistics.frechet_distance(fit(real_x), fit(made_x)),
     "kernel_distance": statistics.kernel_distance(real_x, made_x),
-    **neighbours.prdc(real_x, made_x),
+    **(neighbours.prdc(real_x, made_x, k=NEIGHBOURS) if is_enough else {}),
     "joint_distance": statistics.joint_distance(
       real_x, real_labels, made_x, made_labels, CLASSES
     ),

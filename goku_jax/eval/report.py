@@ -103,5 +103,6 @@ def _table(head, rows) -> str:
   line = lambda cells, tag: "".join(
     f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells
   )
-  body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
-  return f'<div class="scroll"><table><tr>{line(head, "th")}</tr>{body}</table></div>'
+  rows = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
+  rows = f"<tr>{line(head, 'th')}</tr>{rows}"
+  return f'<div class="scroll"><table>{rows}</table></div>'

@@ -60,6 +60,7 @@ def test_first_fit_takes_the_first_pack_with_room():
   assert packs == [[1, 2], [0, 3], [4]]
 
 
+@pytest.mark.slow
 def test_a_measured_table_is_read_back(tmp_path):
   path = tmp_path / "made" / "table.json"
   flags = [f"--calibrate={path}", "--variant=debug", "--tokens=64"]

@@ -128,6 +128,7 @@ def test_a_missing_file_is_named(tmp_path, name, says):
     clip.read(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("patch", [32, 16, 14])
 def test_the_published_sizes_have_the_tensors_of_transformers(patch):

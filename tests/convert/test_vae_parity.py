@@ -64,6 +64,7 @@ def test_diffusers_gives_the_same_now(name, tmp_path):
     np.testing.assert_allclose(expected[key], array, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize(
   ("name", "variant", "kind"),

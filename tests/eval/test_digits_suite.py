@@ -107,7 +107,7 @@ def test_samples_are_the_clips_that_were_asked_for(report):
 @pytest.mark.parametrize(
   ("args", "says"),
   [
-    (["--suite=letters"], "--suite=letters is not one of digits"),
+    (["--suite=letters"], "--suite=letters is not one of losses, digits"),
     ([], "config.json has no evals.digits: give --config=FILE.py"),
     (["--config=configs/digits.py:stage=vae"], "--config has no evals.digits"),
     (["--config.evals.digits.seed=1"], "needs --config=FILE.py"),

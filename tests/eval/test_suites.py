@@ -171,10 +171,10 @@ def test_distances_are_of_real_weights_and_name_what_they_are_of(
 
 
 @pytest.mark.parametrize("name", ["fid", "fvd", "vgg16"])
-def test_missing_weights_are_one_line_that_says_where_from(name):
+def test_missing_weights_are_one_line_that_says_where_from(name, workdir):
   settings = distance_settings(protocol="styleganv")
   with pytest.raises(UserError, match=r"has no weights of \w+: bring .* by py"):
-    distances.RUN[name](None, settings)
+    distances.RUN[name](restore.restore(workdir), settings)
 
 
 def test_pictures_of_two_sizes_are_refused(tmp_path, workdir, lpips_weights):

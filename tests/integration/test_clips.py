@@ -73,6 +73,7 @@ def test_all_is_counted_and_what_is_torn_is_named(prepared):
   assert json.loads(line)["key"] == "torn.mp4"
 
 
+@pytest.mark.slow
 def test_two_processes_one_of_them_killed_write_the_same(
   prepare, prepared, tmp_path
 ):

@@ -283,6 +283,7 @@ def test_a_refused_start_on_latents_leaves_an_empty_folder(latents, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_one_that_never_was(tmp_path):
   whole, killed = tmp_path / "whole", tmp_path / "killed"
   arguments = [

@@ -91,6 +91,7 @@ def test_what_cannot_be_split_is_one_line(model):
     apply_fn({}, jnp.zeros((1, 33, 8, 8, 3)), jnp.zeros((1, 9, 2, 2, 4)))
 
 
+@pytest.mark.slow
 def test_one_shard_is_the_model_itself(model):
   mesh = make_mesh(replica=1, fsdp=8, sequence=1)
   params, video, eps = drawn(model, 2)

@@ -238,6 +238,7 @@ def test_a_run_that_is_done_says_what_it_ended_with(straight):
   assert job.load_config(workdir).evals.digits.num_videos == 9
 
 
+@pytest.mark.slow
 def test_a_cosine_is_not_extended(straight):
   workdir, _ = straight("vae")
   longer = config_of("vae", total_steps=2 * TOTAL)

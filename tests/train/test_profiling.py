@@ -12,7 +12,9 @@ from tests import runs
 CASES = {"to the end": (2, 9), "in between": (1, 1)}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+  "name", [pytest.param("to the end", marks=pytest.mark.slow), "in between"]
+)
 def test_steps_are_traced_and_memory_is_written(tmp_path, name):
   start, steps = CASES[name]
   config = runs.read_config(

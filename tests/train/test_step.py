@@ -143,7 +143,9 @@ def test_one_step_gives_the_golden_numbers(stage):
     np.testing.assert_allclose(value, want[name], rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("stage", ["flow", "vae"])
+@pytest.mark.parametrize(
+  "stage", ["flow", pytest.param("vae", marks=pytest.mark.slow)]
+)
 def test_bfloat16_computes_beside_a_float32_state(stage):
   exact = golden(stage)
   before, after, metrics = runs.one_step(stage, model__dtype="bfloat16")

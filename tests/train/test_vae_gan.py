@@ -88,6 +88,7 @@ def test_nothing_is_felt_before_the_start(play, through, batch, params):
   assert sums["gan_critic"] == (0, 0)
 
 
+@pytest.mark.slow
 def test_at_the_last_layer_both_gradients_are_alike(play, batch, params):
   (alone, _), _ = play(2.0, 0)
   (grads, _), sums = play(2.0, START)

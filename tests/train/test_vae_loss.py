@@ -82,6 +82,7 @@ def test_the_loss_is_l1_l2_and_kl(batch):
   np.testing.assert_allclose(psnr / n, 10 * np.log10(4 / 2.25), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_lpips_is_of_frames_drawn_from_each_clip_by_itself(batch):
   """Errors that tell clip and frame, judged by a distance that shows them."""
   batch = jax.tree.map(jnp.asarray, batch)

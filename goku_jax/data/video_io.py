@@ -471,14 +471,13 @@ def _wrap(caption: str, width: int, font) -> list[str]:
   return lines
 
 
-def curves(path, series: dict[str, tuple], *, label: str = "loss") -> None:
+def curves(path, series: dict[str, tuple]) -> None:
   """Writes a picture of losses by step: raw values faint, smoothed ones strong.
 
   The scale is logarithmic where every value is positive.
 
   Args:
     series: name to (steps, values); values that are not finite are left out.
-    label: what the values are.
   """
   from matplotlib.figure import Figure  # slow to import, and only used here
 
@@ -494,12 +493,36 @@ def curves(path, series: dict[str, tuple], *, label: str = "loss") -> None:
     axes.plot(steps, _smooth(values), color=f"C{i}", label=name)
   if positive:
     axes.set_yscale("log")
-  axes.set(xlabel="step", ylabel=label)
+  axes.set(xlabel="step", ylabel="loss")
   axes.grid(alpha=0.3)
   if series:
-    axes.legend(fontsize="small", ncols=1 + len(series) // 12)
+    axes.legend()
   buffer = io.BytesIO()
   figure.savefig(buffer, format="png", dpi=110)
+  _write(pathlib.Path(path), buffer.getvalue())
+
+
+def panels(path, figures: dict[str, dict[str, tuple]]) -> None:
+  """Writes a picture with a panel for each figure, three in a row.
+
+  Args:
+    figures: by name, and in each name to (steps, values).
+  """
+  from matplotlib.figure import Figure  # slow to import, and only used here
+
+  rows = -(-len(figures) // 3)
+  figure = Figure(figsize=(10, 2.6 * rows), layout="constrained")
+  grid = list(figure.subplots(rows, 3, squeeze=False).flat)
+  for axes, (title, series) in zip(grid, figures.items(), strict=False):
+    for name, (steps, values) in series.items():
+      axes.plot(steps, values, marker="o", label=name)
+    axes.set_title(title, fontsize="medium")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+  for axes in grid[len(figures) :]:
+    axes.set_axis_off()
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="png", dpi=100)
   _write(pathlib.Path(path), buffer.getvalue())
 
 

@@ -100,7 +100,7 @@ def run(
   result = {
     "judge_accuracy": judge.accuracy,
     **scores,
-    "distances": distances,
+    **{f"{name}_distances": found for name, found in distances.items()},
     "step": run.step,
     **sampling,
     "seconds": time.time() - started,

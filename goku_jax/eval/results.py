@@ -100,9 +100,9 @@ class Results:
   def _draw(self, suite, step, weights, figures):
     records = self.records()
     files.write_whole(self.folder / "results.md", table(records).encode())
-    for group, series in curves(records, suite).items():
+    for group, shown in curves(records, suite).items():
       path = self.folder / "curves" / f"{suite}.{group}.png"
-      video_io.curves(path, series, label=group)
+      video_io.panels(path, shown)
     import tensorboardX  # slow to import
 
     board = tensorboardX.SummaryWriter(str(self.folder / "tensorboard"))
@@ -148,7 +148,7 @@ def numbers(figures: dict) -> dict:
 
 
 def curves(records, suite: str) -> dict[str, dict]:
-  """Steps and values of a suite's figures so far, those of a group together.
+  """Of a suite by group, figure and weights: steps and values so far.
 
   A group is what a name begins with, up to its first dot; what lies deeper is
   in the records alone. Where a step was evaluated again, the last one counts.
@@ -157,18 +157,17 @@ def curves(records, suite: str) -> dict[str, dict]:
   for record in records:
     if record["suite"] == suite and record["step"] is not None:
       for name, value in numbers(record["figures"]).items():
-        group, _, rest = name.partition(".")
-        if not rest or "." in rest:
-          continue
-        line = f"{rest} {record['weights']}"
-        by_step = found.setdefault(group, {}).setdefault(line, {})
-        by_step[record["step"]] = value
+        group, _, figure = name.partition(".")
+        if figure and "." not in figure and not figure.startswith("num_"):
+          lines = found.setdefault(group, {}).setdefault(figure, {})
+          lines.setdefault(record["weights"], {})[record["step"]] = value
+  sort = lambda by_step: tuple(zip(*sorted(by_step.items()), strict=True))
   return {
     group: {
-      line: tuple(zip(*sorted(values.items()), strict=True))
-      for line, values in lines.items()
+      figure: {weights: sort(by_step) for weights, by_step in lines.items()}
+      for figure, lines in figures.items()
     }
-    for group, lines in found.items()
+    for group, figures in found.items()
   }
 
 

@@ -147,9 +147,9 @@ def restore(
     return Restored(config, model, jax.device_put(params), codec, step, text)
   abstract, _ = rules.lay_out(mesh, init, rng)
   step, params = checkpoint.restore_run(workdir, weights, abstract, step)
-  if "attention" in config:
+  if "attention" in config:  # older runs leave it to the partitioner
     config.attention.ring = 1  # of the mesh that it was trained on
-  model = make_model(config, codec, **mesh_fns(config, mesh))
+    model = make_model(config, codec, **mesh_fns(config, mesh))
   ranks = batches.count_ranks(mesh)
   return Restored(config, model, params, codec, step, text, ranks)
 

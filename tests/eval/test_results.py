@@ -74,7 +74,7 @@ def test_tables_and_curves_show_each_group_over_the_steps(tmp_path):
     for step in (5, 10):
       log.add("losses", step, "ema", SETTINGS, figures(10.0 / step))
     series = results.curves(log.records(), "losses")
-  assert series["loss"] == {"all ema": ((5, 10), (2.0, 1.0))}
+  assert series["loss"] == {"all": {"ema": ((5, 10), (2.0, 1.0))}}
   assert series.keys() == {"loss"}  # bins lie deeper, and a name is no figure
   text = (tmp_path / "results.md").read_text()
   assert "| step | weights | loss.all | name |" in text
@@ -87,7 +87,7 @@ def test_tables_and_curves_show_each_group_over_the_steps(tmp_path):
 def test_the_last_record_of_a_step_counts():
   record = dict(suite="s", weights="ema", step=1)
   records = [record | {"figures": {"a.b": value}} for value in (1.0, 2.0)]
-  assert results.curves(records, "s") == {"a": {"b ema": ((1,), (2.0,))}}
+  assert results.curves(records, "s") == {"a": {"b": {"ema": ((1,), (2.0,))}}}
 
 
 def test_two_evaluations_do_not_share_a_folder(tmp_path):

@@ -58,10 +58,23 @@ def _ask(port, names, deadline_seconds):
         if said := re.fullmatch(r"(\d+) of (\d+)\n", line):  # no stranger
           error = _contradiction(*map(int, said.groups()), len(names))
           links[int(said[1])] = link  # of one that started again, the last
+      links = {i: link for i, link in links.items() if not _left(link)}
     for link in links.values():
+      link.settimeout(PATIENCE_SECONDS)
       with contextlib.suppress(OSError):
         link.sendall(f"{error or 'join'}\n".encode())
   return error
+
+
+def _left(link) -> bool:
+  """Whether the other end hung up: a process that died may come again."""
+  link.setblocking(False)
+  try:
+    return not link.recv(1, socket.MSG_PEEK)
+  except BlockingIOError:
+    return False
+  except OSError:
+    return True
 
 
 def _contradiction(index, told, count):

@@ -80,7 +80,8 @@ def test_tables_and_curves_show_each_group_over_the_steps(tmp_path):
   assert "| step | weights | loss.all | name |" in text
   assert "| 10 | ema | 1 | x |" in text
   picture, _ = video_io.read_video(tmp_path / "curves" / "losses.loss.png")
-  assert picture.shape[1] > 300
+  assert picture.shape[1:3] == (260, 1000)  # one row of three panels
+  assert picture[:, :, :330].std() > picture[:, :, 670:].std() == 0
   assert any((tmp_path / "tensorboard").iterdir())
 
 

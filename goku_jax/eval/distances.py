@@ -2,8 +2,9 @@
 
 `fid` is ADM's family (FID, sFID, Inception score, precision, recall), `fvd` the
 Frechet and kernel distance of I3D's logits, `vgg16` the same of VGG16's
-features, whose weights can be had by anyone and which is no FID. Every result
-names protocol, N, network, resize and digest of weights.
+features, whose weights can be had by anyone and which is no FID. `clip_score`
+compares videos with their captions, and `ucf101` is the paper's Table 6. Every
+result names protocol, N, network, resize and digest of weights.
 
 Letters: N samples, T H W frames, height, width.
 """
@@ -13,20 +14,25 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from goku_jax import job
-from goku_jax.data import digits, video_io
-from goku_jax.eval import judges, neighbours, reference, statistics
-from goku_jax.sample import draw, requests
+from goku_jax.data import transforms
+from goku_jax.eval import (
+  clip_score,
+  judges,
+  neighbours,
+  reference,
+  samples,
+  statistics,
+)
+from goku_jax.models.judges import c3d
 from goku_jax.sample.restore import Restored
 from goku_jax.typing import UserError
 
-AT_ONCE = 64  # samples that are drawn and read
+AT_ONCE = 64  # samples that are read together
 CLIPS = {  # resize rule and covariance of each convention of FVD
   "styleganv": ("half_pixel", "biased"),
   "videogpt": ("half_pixel_crop", "unbiased"),
 }
-SAMPLING = ("num_frames", "num_steps", "guidance_scale", "shift", "seed")
-PROTOCOL_N = {"fid": 50_000, "fvd": 2_048}
+PROTOCOL_N = {"fid": 50_000, "fvd": 2_048, "ucf101": 13_320}
 
 
 def run_fid(run: Restored, settings: dict) -> dict:
@@ -36,7 +42,7 @@ def run_fid(run: Restored, settings: dict) -> dict:
   recall need its images.
   """
   judge = judges.load_inception(settings["weights"])
-  made = _features(judge, _asked(run, settings), first_frame)
+  made = features(judge, samples.drawn(run, settings), first_frame)
   widths = [made[name].shape[1] for name in ("pool3", "spatial")]
   real = None
   if _is_file(settings):
@@ -45,7 +51,7 @@ def run_fid(run: Restored, settings: dict) -> dict:
     if reference.has_images(settings["reference"]):
       real = judge.read(reference.load_images(settings["reference"]))
   else:
-    real = _features(judge, _real(run, settings), first_frame)
+    real = features(judge, samples.real(run, settings), first_frame)
     fits = [statistics.fit(real[name]) for name in ("pool3", "spatial")]
   found = {
     name: statistics.frechet_distance(statistics.fit(made[layer]), fit)
@@ -65,8 +71,8 @@ def run_fid(run: Restored, settings: dict) -> dict:
 def run_vgg16(run: Restored, settings: dict) -> dict:
   """Frechet and kernel distance, density and coverage in VGG16's features."""
   judge = judges.load_vgg(settings["weights"])
-  made = _features(judge, _asked(run, settings), first_frame)["features"]
-  real = _features(judge, _real(run, settings), first_frame)["features"]
+  made = features(judge, samples.drawn(run, settings), first_frame)["features"]
+  real = features(judge, samples.real(run, settings), first_frame)["features"]
   fit = statistics.fit
   found = {
     "frechet_distance": statistics.frechet_distance(fit(made), fit(real)),
@@ -86,14 +92,86 @@ def run_fvd(run: Restored, settings: dict) -> dict:
   rule, covariance = CLIPS[convention]
   judge = judges.load_i3d(settings["weights"], rule)
   clips = lambda video: video[: settings["clip_frames"]]
-  made = _features(judge, _asked(run, settings), clips)["logits"]
-  real = _features(judge, _real(run, settings), clips)["logits"]
+  made = features(judge, samples.drawn(run, settings), clips)["logits"]
+  if settings["reference"]:
+    videos = samples.real_clips(
+      settings["reference"],
+      settings["size"] or run.config.sample.size,
+      settings["clip_frames"],
+      fps=settings["fps"],
+      seed=settings["seed"],
+    )
+  else:
+    videos = samples.real(run, settings)
+  real = features(judge, videos, clips)["logits"]
   one, two = (statistics.fit(x, covariance) for x in (made, real))
   found = {
     "fvd": statistics.frechet_distance(one, two),
     "kvd": statistics.kernel_distance(made, real),
   }
   return _result("fvd", convention, found, len(made), judge, len(real))
+
+
+def run_clip_score(run: Restored, settings: dict) -> dict:
+  """How near videos are to their captions, in CLIP's embeddings."""
+  judges.check_there(settings["weights"], "clip")
+  judge, prefix = clip_score.load(settings["weights"]), settings["prefix"]
+  captions, _ = samples.conditions(run, settings)
+  count = settings["num_samples"]
+  captions = [captions[i % len(captions)] for i in range(count)]
+  videos = samples.drawn(run, settings)
+  cosines = judge.cosines(videos, captions, prefix=prefix)
+  found = judge.result(cosines, settings["scaling"], prefix=prefix)
+  return {"clip_score": {"mean": found.pop("clip_score")}, **found}
+
+
+def run_ucf101(run: Restored, settings: dict) -> dict:
+  """FVD and Inception score at each of `sizes`, by StyleGAN-V's conventions.
+
+  Table 6 of the paper: a video for each of UCF-101's 13,320, drawn from its
+  caption. Sides that the model cannot draw are drawn larger and cropped.
+  """
+  logits = judges.load_i3d(settings["i3d"], CLIPS["styleganv"][0])
+  classes = judges.load_c3d(settings["c3d"])
+  _check_reference(settings)
+  found = {"fvd": {}, "inception_score": {}, "inception_score_std": {}}
+  units = run.codec.stride[1:], run.model.config.patch_size[1:]
+  for size in settings["sizes"]:
+    name = "x".join(map(str, size))
+    drawn = [
+      -(-n // (s * p)) * s * p for n, s, p in zip(size, *units, strict=True)
+    ]
+    clip = lambda video, size=size: transforms.crop_centre(
+      video[: c3d.FRAMES], size, "a sample"
+    )
+    both = {"fvd": logits, "inception_score": classes}
+    videos = samples.drawn(run, settings, size=drawn)
+    made = features(judges.together(both), videos, clip)
+    videos = samples.real_clips(
+      settings["reference"],
+      size,
+      c3d.FRAMES,
+      fps=settings["fps"],
+      seed=settings["seed"],
+    )
+    real = features(logits, videos, lambda video: video)["logits"]
+    one, two = (
+      statistics.fit(x, CLIPS["styleganv"][1])
+      for x in (made["fvd.logits"], real)
+    )
+    found["fvd"][name] = statistics.frechet_distance(one, two)
+    mean, std = statistics.inception_score(
+      made["inception_score.logits"], **statistics.IS_PROTOCOLS["stylegan_v"]
+    )
+    found["inception_score"][name] = mean
+    found["inception_score_std"][name] = std
+  result = _result(
+    "ucf101", "styleganv", found, settings["num_samples"], logits, len(real)
+  )
+  del result["ucf101"]
+  about = {f"inception_score_{k}": v for k, v in classes.about.items()}
+  frames = {"clip_frames": c3d.FRAMES, "fps": settings["fps"] or "of the file"}
+  return {**found, **result, **about, **frames}
 
 
 def first_frame(video_THWC):
@@ -113,7 +191,7 @@ def _result(suite, protocol, found, count, judge, num_real=None):
   }
 
 
-def _features(judge, videos: Iterator[np.ndarray], part: Callable) -> dict:
+def features(judge, videos: Iterator[np.ndarray], part: Callable) -> dict:
   """Features by name, [N, D], of a part of each video."""
   found, waiting = [], []
   for video in videos:
@@ -133,67 +211,9 @@ def _features(judge, videos: Iterator[np.ndarray], part: Callable) -> dict:
   return {k: np.concatenate([x[k] for x in found]) for k in found[0]}
 
 
-def _asked(run: Restored, settings) -> Iterator[np.ndarray]:
-  """Videos that the model draws, a few at once, each by its own number."""
-  count = settings["num_samples"]
-  if count < 2:
-    raise UserError(f"num_samples={count}: set 2 or more")
-  captions, labels = _conditions(run, settings)
-  sampling = {k: settings[k] for k in SAMPLING}
-  with job.Progress(count, 0, "draw") as progress:
-    for start in range(0, count, AT_ONCE):
-      here = range(start, min(start + AT_ONCE, count))
-      of = lambda rows, here=here: [rows[i % len(rows)] for i in here]
-      yield from draw.draw(
-        run,
-        of(captions),
-        labels=labels and of(labels),
-        indices=list(here),
-        size=tuple(settings["size"] or (None, None)),
-        **sampling,
-      )
-      progress.update(here.stop)
-
-
-def _conditions(run, settings):
-  """Captions and labels, which take turns, so that no class is in a row."""
-  classes = run.model.config.num_classes
-  if settings["prompts"]:
-    captions = requests.read_prompts(None, settings["prompts"], None)
-    return captions, list(range(classes)) or None
-  if "digits" in run.config.data:
-    if settings["num_frames"] == 1:
-      pairs = [(digit, -1) for digit in range(10)]
-    else:
-      pairs = digits.PAIRS["train"]
-    captions = [digits.prompt(*pair) for pair in pairs]
-    return captions, [digit for digit, _ in pairs] if classes else None
-  if not classes:
-    raise UserError("set the suite's prompts to a file of prompts, one a line")
-  return [""] * classes, list(range(classes))
-
-
-def _real(run: Restored, settings) -> Iterator[np.ndarray]:
-  """Videos of the folder `reference`; of a run on digits, unseen ones."""
-  if settings["reference"]:
-    for path in video_io.list_videos(settings["reference"]):
-      yield video_io.read_video(path)[0]
-  elif "digits" in run.config.data:
-    frames, side = settings["num_frames"], run.config.sample.size[0]
-    raw = digits.Digits(
-      "test",
-      seed=settings["seed"],
-      num_frames=max(frames, 5),
-      canvas=side,
-      num_samples=settings["num_samples"],
-      image_share=float(frames == 1),
-    )
-    for i in range(len(raw)):
-      yield raw[i]["video"]
-  else:
-    raise UserError(
-      "set the suite's reference to a folder of pictures or videos"
-    )
+def _check_reference(settings):
+  if not settings["reference"]:
+    raise UserError("set the suite's reference to a folder of videos")
 
 
 def _is_file(settings) -> bool:
@@ -201,4 +221,10 @@ def _is_file(settings) -> bool:
   return pathlib.Path(settings["reference"] or "").suffix == ".npz"
 
 
-RUN = {"fid": run_fid, "fvd": run_fvd, "vgg16": run_vgg16}
+RUN = {
+  "fid": run_fid,
+  "fvd": run_fvd,
+  "vgg16": run_vgg16,
+  "clip_score": run_clip_score,
+  "ucf101": run_ucf101,
+}

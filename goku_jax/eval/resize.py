@@ -55,10 +55,17 @@ def half_pixel_crop(images_HWC, side):
   return _sample(images_HWC, at)
 
 
+def corners(images_HWC, side):
+  """Chainer's: pixels are points, the corners of both sizes the same."""
+  at = lambda inside: np.linspace(0, inside - 1, side, dtype=np.float32)
+  return _sample(images_HWC, at)
+
+
 RULES = {
   "tf1": tf1,
   "half_pixel": half_pixel,
   "half_pixel_crop": half_pixel_crop,
+  "corners": corners,
 }
 
 

@@ -52,7 +52,7 @@ SUITES: dict[str, Callable] = {
   "digits": _digits,
   **{
     name: functools.partial(_distances, name=name)
-    for name in ("fid", "fvd", "vgg16")
+    for name in ("fid", "fvd", "vgg16", "clip_score", "ucf101")
   },
   **{
     name: functools.partial(_benchmark, name=name)

@@ -32,7 +32,7 @@ def draw(
   solver and shift.
 
   Raises:
-    UserError: as `check`.
+    UserError: as `check`, or what is drawn is not finite.
   """
   shape = check(
     run, captions, num_frames=num_frames, labels=labels, size=size, **settings
@@ -51,6 +51,14 @@ def draw(
     progress=progress,
     **settings,
   )
+  for place, latent in zip(
+    indices or range(len(latents)), latents, strict=True
+  ):
+    if not np.isfinite(latent).all():
+      raise UserError(
+        f"sample {place} has numbers that are not finite: the model of step"
+        f" {run.step} is broken, take an earlier one"
+      )
   return codecs.decode(run.codec, latents)
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from goku_jax import config
-from goku_jax.data import video_io
-from goku_jax.eval import distances, results, suites
+from goku_jax.eval import results, suites
 from goku_jax.parallel import mesh as meshes
 from goku_jax.sample import draw, restore
 from goku_jax.train import loop
@@ -133,63 +132,6 @@ def test_the_step_is_a_number_the_latest_or_the_best(tmp_path):
     assert suites.read_step("best", log, "losses.loss.all") == 2
     with pytest.raises(UserError, match="--step=old: give a number, latest or"):
       suites.read_step("old", log, "losses.loss.all")
-
-
-def distance_settings(**changes):
-  found = config.read_config(f"{runs.ROOT}/configs/distances.py")
-  return (
-    found.evals.vgg16.to_dict() | dict(num_samples=12, num_steps=2) | changes
-  )
-
-
-def test_distances_are_of_real_weights_and_name_what_they_are_of(
-  workdir, lpips_weights, tmp_path
-):
-  run = restore.restore(workdir)
-  settings = distance_settings(weights=str(lpips_weights))
-  found = distances.run_vgg16(run, settings)
-  assert found["vgg16"]["frechet_distance"] > 1
-  assert (found["num_samples"], found["num_real"]) == (12, 12)
-  assert (found["network"], found["resize"]) == ("lpips_vgg16", "none")
-  assert len(found["weights"]) == 64
-  # Real pictures out of files are nearer to real ones than what it draws.
-  for i, video in enumerate(distances._real(run, settings | {"seed": 5})):
-    video_io.write_video(tmp_path / f"{i}.png", video, fps=1)
-  real = distances._features(
-    distances.judges.load_vgg(lpips_weights),
-    distances._real(run, settings | {"reference": str(tmp_path)}),
-    distances.first_frame,
-  )["features"]
-  same = distances._features(
-    distances.judges.load_vgg(lpips_weights),
-    distances._real(run, settings),
-    distances.first_frame,
-  )["features"]
-  fit = distances.statistics.fit
-  between = distances.statistics.frechet_distance(fit(real), fit(same))
-  assert between < 0.5 * found["vgg16"]["frechet_distance"]
-
-
-@pytest.mark.parametrize("name", ["fid", "fvd", "vgg16"])
-def test_missing_weights_are_one_line_that_says_where_from(name, workdir):
-  settings = distance_settings(protocol="styleganv")
-  with pytest.raises(UserError, match=r"has no weights of \w+: bring .* by py"):
-    distances.RUN[name](restore.restore(workdir), settings)
-
-
-def test_pictures_of_two_sizes_are_refused(tmp_path, workdir, lpips_weights):
-  for i, side in enumerate((16, 32)):
-    picture = np.zeros((1, side, side, 3), np.uint8)
-    video_io.write_video(tmp_path / f"{i}.png", picture, fps=1)
-  settings = distance_settings(
-    weights=str(lpips_weights), reference=str(tmp_path)
-  )
-  with pytest.raises(UserError, match="do not go together: give those of one"):
-    distances._features(
-      distances.judges.load_vgg(lpips_weights),
-      distances._real(restore.restore(workdir), settings),
-      distances.first_frame,
-    )
 
 
 def test_a_benchmark_is_drawn_once_goes_on_and_is_whole(workdir, tmp_path):

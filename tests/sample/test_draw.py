@@ -1,5 +1,7 @@
 """Drawing from a run: what it does not take is one line, as is no run."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -33,6 +35,14 @@ def test_videos_have_the_size_of_training_or_the_one_asked_for(run):
   assert video.dtype == np.uint8
   (video,) = draw.draw(run, [CAPTION], size=(8, None), **SETTINGS)
   assert video.shape == (5, 8, 16, 3)
+
+
+def test_a_model_that_draws_no_numbers_is_refused(run):
+  broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), run.params)
+  with pytest.raises(
+    job.UserError, match="sample 7 has numbers that are not fini"
+  ):
+    draw.draw(run._replace(params=broken), [CAPTION], indices=[7], **SETTINGS)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ def get_config():
       num_samples=2048,
       num_frames=17,  # drawn, of which the first are compared
       clip_frames=16,
+      num_real=2048,  # files, of each a clip; 0: all
       fps=0.0,  # of real clips; 0: as their files
       protocol="styleganv",  # or videogpt
     ),
@@ -37,6 +38,8 @@ def get_config():
     ucf101=distance(
       num_samples=13_320,
       num_frames=17,
+      clip_frames=16,
+      num_real=0,
       fps=0.0,
       i3d=config_dict.placeholder(str),  # folders of weights
       c3d=config_dict.placeholder(str),

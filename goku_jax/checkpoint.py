@@ -170,7 +170,12 @@ def restore(folder, abstract: dict, step: int | None = None):
   for name, tree in abstract.items():  # all that is wrong, before any reading
     wanted = flatten(tree, name, is_abstract=True)
     check_arrays(path, name, record["trees"], wanted)
-  trees = {name: read_tree(path, name, abstract[name]) for name in abstract}
+  try:
+    trees = {name: read_tree(path, name, abstract[name]) for name in abstract}
+  except FileNotFoundError as error:
+    raise UserError(
+      f"{path} was removed while it was read: keep more, or take a newer step"
+    ) from error
   return record["step"], trees, record["position"]
 
 

@@ -253,6 +253,19 @@ def test_a_damaged_step_asked_for_by_number_is_refused(steps):
     checkpoint.restore(steps, abstract, step=99)
 
 
+def test_a_step_removed_while_it_is_read_is_one_line(steps, monkeypatch):
+  """Retention may come between the verification of files and their reading."""
+
+  def check_and_remove(*args):
+    check_arrays(*args)
+    shutil.rmtree(steps / "20", ignore_errors=True)
+
+  check_arrays = checkpoint.check_arrays
+  monkeypatch.setattr(checkpoint, "check_arrays", check_and_remove)
+  with pytest.raises(UserError, match="20 was removed while it was read"):
+    checkpoint.restore(steps, abstract_of(make_trees()), step=20)
+
+
 def test_only_damaged_steps_are_an_error_and_never_a_fresh_start(steps):
   for step in (10, 20, 30):
     flip(steps / str(step) / "params" / "manifest.ocdbt")

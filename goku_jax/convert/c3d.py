@@ -11,11 +11,6 @@ from goku_jax.convert.tensors import Place
 from goku_jax.models.judges import c3d
 from goku_jax.typing import UserError
 
-MEAN = "mean2.npz"
-ORIGIN = (
-  "conv3d_deepnetA_ucf.npz, which the README of"
-  f" github.com/pfnet-research/tgan2 links to, {MEAN} beside it"
-)
 CUT = slice(8, 8 + c3d.SIDE)  # rows and columns of the mean that TGANv2 takes
 
 
@@ -33,7 +28,7 @@ def read(source, sha256: str | None = None) -> tuple[dict, dict]:
   digest = _digest(path)
   if sha256 and digest != sha256.lower():
     raise UserError(f"{path} has the sha256 {digest}, not --sha256={sha256}")
-  beside = path.with_name(MEAN)
+  beside = path.with_name(c3d.MEAN)
   mean_digest, mean = _digest(beside), _mean(beside)
   layers = dict(c3d.abstract_params())
   del layers["mean"]
@@ -66,7 +61,7 @@ def _digest(path):
   try:
     return manifest.digest_file(path)
   except OSError as error:
-    reason = f"{path}: {error.strerror}. It should be {ORIGIN}"
+    reason = f"{path}: {error.strerror}. It should be {c3d.ORIGIN}"
     raise UserError(reason) from error
 
 

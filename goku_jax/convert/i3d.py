@@ -3,10 +3,6 @@
 from goku_jax.convert import state_dict, tensors
 from goku_jax.models.judges import i3d
 
-ORIGIN = (
-  "i3d_pretrained_400.pt, which the repositories github.com/songweige/TATS and "
-  "VideoGPT's load for FVD"
-)
 BN_EPS = 1e-5  # with which those two compute; the file does not say
 HEADS = {
   "logits/kernel": tensors.Place(("logits.conv3d.weight",), (1, 1, 1)),
@@ -24,7 +20,7 @@ def read(source, sha256: str | None = None) -> tuple[dict, dict]:
   Raises:
     UserError: it is missing, another file, or holds something else.
   """
-  found, digest = state_dict.read(source, ORIGIN, sha256)
+  found, digest = state_dict.read(source, i3d.ORIGIN, sha256)
   tree = state_dict.to_tree(found, *layout())
   config = {"network": "i3d", "source_sha256": digest, "bn_eps": BN_EPS}
   return tree, config

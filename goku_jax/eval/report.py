@@ -25,8 +25,13 @@ pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; }
 """
 
 
+IN_TRAINING = "in_training"  # beside other results, what training found
+
+
 def write(workdir, folder) -> pathlib.Path:
-  """Writes the page of a run into the folder of its `Results`.
+  """Writes the page of a run into a folder of its `Results`.
+
+  What training found by the same suites is on it too.
 
   Args:
     workdir: of the run, with config.json and what training left there.
@@ -36,14 +41,16 @@ def write(workdir, folder) -> pathlib.Path:
     path: of the page.
   """
   workdir, folder = pathlib.Path(workdir), pathlib.Path(folder)
-  records = results.Results(folder).records()
+  inside = workdir / "evals" / IN_TRAINING
   config = json.loads((workdir / "config.json").read_text())
   parts = [
-    *_pictures("Drawn during training", sorted(workdir.glob("shown/*.png"))),
-    *_pictures("Sheets", sorted(folder.glob("**/contact_sheet.png"))),
-    *_pictures("Training", [workdir / "curves.png"]),
-    *_pictures("Figures over steps", sorted(folder.glob("curves/*.png"))),
-    *_tables(records),
+    *_pictures("Drawn during training", workdir, "shown/*.png"),
+    *_pictures("Training", workdir, "curves.png"),
+    *_pictures("Figures over steps", folder, "curves/*.png"),
+    *_pictures("Figures over steps, in training", inside, "curves/*.png"),
+    *_pictures("Sheets", folder, "**/contact_sheet.png"),
+    *_tables(results.Results(folder).records(), ""),
+    *_tables(results.Results(inside).records(), ", in training"),
     "<h2>Config</h2>",
     _table(["key", "value"], [[k, v] for k, v in flatten(config).items()]),
   ]
@@ -59,21 +66,22 @@ def write(workdir, folder) -> pathlib.Path:
   return path
 
 
-def _pictures(title, paths) -> list[str]:
-  """Pictures under a title; nothing where there are none."""
-  found = [path for path in paths if path.exists()]
-  if not found:
+def _pictures(title, folder, pattern) -> list[str]:
+  """Pictures of a folder under a title; nothing where there are none."""
+  figures = []
+  for path in sorted(folder.glob(pattern)):
+    name = html.escape(str(path.relative_to(folder).with_suffix("")))
+    data = base64.b64encode(path.read_bytes()).decode()
+    figures.append(
+      f'<figure><img alt="{name}" src="data:image/png;base64,{data}">'
+      f"<figcaption>{name}</figcaption></figure>"
+    )
+  if not figures:
     return []
-  figures = [
-    f'<figure><img alt="{html.escape(path.stem)}" src="data:image/png;base64,'
-    f'{base64.b64encode(path.read_bytes()).decode()}"><figcaption>'
-    f"{html.escape(path.stem)}</figcaption></figure>"
-    for path in found
-  ]
   return [f"<h2>{title}</h2>", *figures]
 
 
-def _tables(records) -> list[str]:
+def _tables(records, where) -> list[str]:
   """Of each suite its figures, one a row, and a column for each record."""
   parts = []
   for suite in dict.fromkeys(record["suite"] for record in records):
@@ -86,7 +94,7 @@ def _tables(records) -> list[str]:
     ]
     commands = dict.fromkeys(row["command"] for row in rows)
     parts += [
-      f"<h2>{html.escape(suite)}</h2>",
+      f"<h2>{html.escape(suite)}{where}</h2>",
       _table(head, body),
       f"<pre>{html.escape(chr(10).join(commands))}</pre>",
     ]

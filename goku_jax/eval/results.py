@@ -14,7 +14,6 @@ import datetime
 import fcntl
 import json
 import math
-import os
 import pathlib
 import shlex
 import sys
@@ -24,6 +23,7 @@ import jax
 from goku_jax import __version__, files
 from goku_jax.config import flatten
 from goku_jax.data import video_io
+from goku_jax.eval import lines
 from goku_jax.typing import UserError
 
 NAME = "results.jsonl"
@@ -37,12 +37,13 @@ class Results:
     self.folder = pathlib.Path(folder)
 
   def records(self) -> list[dict]:
-    """All that were written whole, oldest first."""
-    try:
-      lines = (self.folder / NAME).read_text().splitlines(keepends=True)
-    except FileNotFoundError:
-      return []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """All that were written whole, oldest first.
+
+    Raises:
+      UserError: a line before the last is no record.
+    """
+    path = self.folder / NAME
+    return lines.read(path) if path.exists() else []
 
   def has(self, suite: str, step: int | None, weights: str, settings) -> bool:
     """Whether there is such a record already."""
@@ -75,27 +76,41 @@ class Results:
       "versions": {"goku_jax": __version__, "jax": jax.__version__},
       "ended": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
     }
-    line = json.dumps(json.loads(files.to_json(record)), allow_nan=False)
-    _append(self.folder / NAME, line)
+    lines.Log(self.folder / NAME).append(json.loads(files.to_json(record)))
     self._draw(suite, step, weights, record["figures"])
 
-  def best(self, suite: str, figure: str, *, largest: bool = False) -> int:
+  def best(self, figure: str, weights: str) -> int:
     """The step with the best value of a figure so far.
 
+    Records count that have the weights and settings of the last one of its
+    suite: no others can be compared.
+
+    Args:
+      figure: SUITE.NAME, the least value of which is best, or max:SUITE.NAME.
+      weights: ema or params.
+
     Raises:
-      UserError: no record has it.
+      UserError: no record has it, or it is no number.
     """
-    found = {
-      r["figures"][figure]: r["step"]
+    largest, name = figure.startswith("max:"), figure.removeprefix("max:")
+    suite, _, name = name.partition(".")
+    rows = [
+      r
       for r in self.records()
-      if r["suite"] == suite and r["figures"].get(figure) is not None
-    }
-    if not found:
+      if (r["suite"], r["weights"]) == (suite, weights)
+      and r["step"] is not None
+      and r["figures"].get(name) is not None
+    ]
+    if not rows:
       raise UserError(
-        f"no record in {self.folder / NAME} has {suite}.{figure}: evaluate"
-        f" --suite={suite} first"
+        f"no record in {self.folder / NAME} has {suite}.{name} of {weights}:"
+        f" evaluate --suite={suite} first"
       )
-    return found[(max if largest else min)(found)]
+    rows = [r for r in rows if r["settings"] == rows[-1]["settings"]]
+    value = lambda row: row["figures"][name]
+    if not all(isinstance(value(row), int | float) for row in rows):
+      raise UserError(f"{suite}.{name} is no number but {value(rows[-1])!r}")
+    return (max if largest else min)(rows, key=value)["step"]
 
   def _draw(self, suite, step, weights, figures):
     records = self.records()
@@ -159,13 +174,13 @@ def curves(records, suite: str) -> dict[str, dict]:
       for name, value in numbers(record["figures"]).items():
         group, _, figure = name.partition(".")
         if figure and "." not in figure and not figure.startswith("num_"):
-          lines = found.setdefault(group, {}).setdefault(figure, {})
-          lines.setdefault(record["weights"], {})[record["step"]] = value
+          kinds = found.setdefault(group, {}).setdefault(figure, {})
+          kinds.setdefault(record["weights"], {})[record["step"]] = value
   sort = lambda by_step: tuple(zip(*sorted(by_step.items()), strict=True))
   return {
     group: {
-      figure: {weights: sort(by_step) for weights, by_step in lines.items()}
-      for figure, lines in figures.items()
+      figure: {weights: sort(by_step) for weights, by_step in kinds.items()}
+      for figure, kinds in figures.items()
     }
     for group, figures in found.items()
   }
@@ -182,11 +197,12 @@ def table(records) -> str:
     names = dict.fromkeys(n for row in rows for n in row["figures"])
     names = [name for name in names if name.count(".") < 2]
     head = ["step", "weights", *names]
-    lines = [head, ["---"] * len(head)]
+    shown = [head, ["---"] * len(head)]
     for row in rows:
       values = [_shown(row["figures"].get(name)) for name in names]
-      lines.append([str(row["step"]), row["weights"], *values])
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+      shown.append([str(row["step"]), row["weights"], *values])
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in shown]
+    text = "\n".join(f"| {' | '.join(row)} |" for row in escaped)
     parts.append(f"## {suite}\n\n{text}\n\n    {rows[-1]['command']}\n")
   return "\n".join(["# Results\n", *parts])
 
@@ -195,14 +211,3 @@ def _shown(value) -> str:
   if value is None:
     return ""
   return f"{value:.5g}" if isinstance(value, float) else str(value)
-
-
-def _append(path, line: str):
-  """Adds a line after what is whole; one that was cut off goes."""
-  with open(path, "ab+") as file:
-    file.seek(0)
-    whole = file.read().rfind(b"\n") + 1
-    file.truncate(whole)
-    file.write(line.encode() + b"\n")
-    file.flush()
-    os.fsync(file.fileno())

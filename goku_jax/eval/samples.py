@@ -14,6 +14,7 @@ from goku_jax.sample.restore import Restored
 from goku_jax.typing import UserError
 
 AT_ONCE = 64  # samples that are drawn together
+MANY = 1_000_000  # frames: no file is cut
 SAMPLING = ("num_frames", "num_steps", "guidance_scale", "shift", "seed")
 
 
@@ -57,8 +58,12 @@ def conditions(run: Restored, settings: dict) -> tuple[list, list | None]:
   """
   classes = run.model.config.num_classes
   if settings["prompts"]:
-    captions = requests.read_prompts(None, settings["prompts"], None)
-    return captions, list(range(classes)) or None
+    if classes:
+      raise UserError(
+        "the model has classes, which a file of prompts does not name: leave"
+        " the suite's prompts out"
+      )
+    return requests.read_prompts(None, settings["prompts"], None), None
   if "digits" in run.config.data:
     if settings["num_frames"] == 1:
       pairs = [(digit, -1) for digit in range(10)]
@@ -95,7 +100,13 @@ def real(run: Restored, settings: dict) -> Iterator[np.ndarray]:
 
 
 def real_clips(
-  folder, size: tuple[int, int], num_frames: int, *, fps: float, seed: int
+  folder,
+  size: tuple[int, int],
+  num_frames: int,
+  *,
+  count: int,
+  fps: float,
+  seed: int,
 ) -> Iterator[np.ndarray]:
   """A clip [num_frames, *size, 3] of each file that is long enough.
 
@@ -106,10 +117,12 @@ def real_clips(
     folder: of videos, at any depth.
     size: height and width.
     num_frames: of a clip, one after the other.
+    count: of files, evenly over their names; 0: all.
     fps: frames are left out until so many a second remain; 0: as the file.
     seed: of where clips begin, by the file's place in the folder.
   """
-  for i, path in enumerate(video_io.list_videos(folder)):
+  paths = video_io.list_videos(folder)
+  for i, path in enumerate(spread(paths, count or len(paths))):
     whole = next(video_io.read_clips(path, MANY, fps))
     room = len(whole) - num_frames
     if room < 0:
@@ -121,4 +134,7 @@ def real_clips(
     yield transforms.crop_centre(clip, size, path)
 
 
-MANY = 1_000_000  # frames: no file is cut
+def spread(items: list, num: int) -> list:
+  """`num` of the items or fewer, evenly from the first to the last."""
+  places = np.linspace(0, len(items) - 1, min(num, len(items)))
+  return [items[i] for i in places.round().astype(int)]

@@ -30,10 +30,8 @@ COVARIANCES = {"unbiased": 1, "biased": 0}
 # How an Inception score is split, by who publishes it.
 IS_PROTOCOLS = {
   "adm": {"split_size": 5000},
-  "torch_fidelity": {"splits": 10, "shuffle_seed": 2020},
   "stylegan_v": {"splits": 10, "shuffle_seed": 42},
 }
-KID_PROTOCOL = {"num_subsets": 100, "subset_size": 1000, "seed": 2020}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,32 +158,6 @@ def _kernel_sum(one_ND, two_ND) -> float:
     base = one_ND[i : i + 1000] @ two_ND.T / one_ND.shape[1] + 1
     total += (base * base * base).sum()  # a power takes ten times as long
   return total
-
-
-def kernel_distance_of_subsets(
-  one_ND: np.ndarray,
-  two_ND: np.ndarray,
-  *,
-  num_subsets: int,
-  subset_size: int,
-  seed: int,
-) -> tuple[float, float]:
-  """Mean and standard deviation over random subsets, as KID is published.
-
-  `**KID_PROTOCOL` draws torch-fidelity's subsets.
-  """
-  if min(len(one_ND), len(two_ND)) < subset_size:
-    fewest = min(len(one_ND), len(two_ND))
-    raise UserError(
-      f"subsets of {subset_size} out of {fewest} samples: make more samples, or"
-      " take the distance of all at once"
-    )
-  draw = np.random.RandomState(seed)
-  choose = lambda x_ND: x_ND[draw.choice(len(x_ND), subset_size, replace=False)]
-  found = [
-    kernel_distance(choose(one_ND), choose(two_ND)) for _ in range(num_subsets)
-  ]
-  return float(np.mean(found)), float(np.std(found))
 
 
 def inception_score(

@@ -111,11 +111,15 @@ def judge(
     UserError: as `restore` and the suites.
   """
   found = {}
+  if step is None:  # a save meanwhile may not part the processes
+    steps = checkpoint.whole_steps(pathlib.Path(workdir) / "checkpoints")
+    newest = everyone(steps[-1] if steps else -1)
+    step = newest if newest >= 0 else None
   for kind in weights:
     missing = [
       name
       for name, settings in wanted.items()
-      if again or not _everyone_has(results, name, step, kind, settings)
+      if again or not everyone_has(results, name, step, kind, settings)
     ]
     if not missing:
       continue
@@ -142,38 +146,41 @@ def follow(
   while True:
     steps = checkpoint.whole_steps(folder)
     open_steps = [step for step in steps if not is_done(step)]
-    step = _everyone(open_steps[0] if open_steps else -1)
+    step = everyone(open_steps[0] if open_steps else -1)
     if step >= 0:
       yield step
-    elif _everyone(int(last_step in steps)):
+    elif everyone(int(last_step in steps)):
       return
     else:
       time.sleep(POLL_SECONDS)
 
 
 def is_there(workdir, step: int) -> bool:
-  """Whether a checkpoint is still whole."""
-  return step in checkpoint.whole_steps(pathlib.Path(workdir) / "checkpoints")
+  """Whether a checkpoint is still whole, for the first process and so all."""
+  steps = checkpoint.whole_steps(pathlib.Path(workdir) / "checkpoints")
+  return bool(everyone(int(step in steps)))
 
 
-def _everyone_has(results, *record) -> bool:
-  return bool(_everyone(int(results is not None and results.has(*record))))
+def everyone_has(results: Results | None, *record) -> bool:
+  """Whether the first process, which has the results, has a record."""
+  return bool(everyone(int(results is not None and results.has(*record))))
 
 
-def _everyone(number: int) -> int:
-  """The number of the first process, on all."""
+def everyone(number: int) -> int:
+  """The number of the first process, on all: a collective call."""
   if jax.process_count() == 1:
     return number
   return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
-def read_step(text: str, results: Results, best: str) -> int | None:
+def read_step(text: str, results: Results, best: str, weights: str):
   """The step of `--step=`: a number, "latest" (None) or "best".
 
   Args:
     text: of the flag.
     results: which knows the best.
-    best: SUITE.FIGURE, the least value of which is best.
+    best: as of `Results.best`.
+    weights: the kind whose best is meant.
 
   Raises:
     UserError: it is none of these, or there is no such record yet.
@@ -181,8 +188,7 @@ def read_step(text: str, results: Results, best: str) -> int | None:
   if text == "latest":
     return None
   if text == "best":
-    suite, _, figure = best.partition(".")
-    return results.best(suite, figure)
+    return results.best(best, weights)
   if not text.isdecimal():
     raise UserError(f"--step={text}: give a number, latest or best")
   return int(text)

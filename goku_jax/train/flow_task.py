@@ -9,7 +9,7 @@ import numpy as np
 
 from goku_jax import costs
 from goku_jax.data import packing, pipeline, planning
-from goku_jax.eval import results, suites
+from goku_jax.eval import report, results, suites
 from goku_jax.flow.objective import make_loss
 from goku_jax.parallel.attention import check_heads
 from goku_jax.parallel.batch import (
@@ -217,8 +217,11 @@ def _show(run, prompts, asked, params, ema):
 
 
 def _evaluate(run, names, step, params, ema, workdir):
-  """Runs suites on both kinds of weights; the first process keeps records."""
-  folder = workdir / "evals" / "in_training"
+  """Runs suites on both kinds of weights; the first process keeps records.
+
+  What has a record is not run again.
+  """
+  folder = workdir / "evals" / report.IN_TRAINING
   is_first = jax.process_index() == 0
   opened = results.open_results(folder) if is_first else nullcontext()
   with opened as log:
@@ -226,11 +229,15 @@ def _evaluate(run, names, step, params, ema, workdir):
       names, {"params": params, "ema": ema}.items()
     ):
       settings = run.config.evals[name].to_dict()
+      if suites.everyone_has(log, name, step, kind, settings):
+        continue
       at = run._replace(params=tree, step=step)
       out = folder / f"{step:08d}" / kind
       figures = suites.run_suite(name, at, out, settings)
       if log:
         log.add(name, step, kind, settings, figures)
+    if log:
+      report.write(workdir, folder.parent)
 
 
 def _picture(codec, patch_size, batch):

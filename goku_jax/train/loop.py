@@ -82,6 +82,8 @@ def _train(run):
       task.settle(workdir)
       job.save_config(workdir, config)
     if not left:
+      if due := _due(config, first):
+        task.evaluate(due, first, state.params, state.ema, workdir)
       return {"step": first, **_last_metrics(workdir)}
     if _writes():
       task.preflight(first)
@@ -169,27 +171,27 @@ def _loop(run, state, data, advance, ckpt, preempted):
       stop = is_new and not is_last and preempted(step)
       show = is_last or (is_new and step % config.show_every_steps == 0)
       save = is_last or stop or (is_new and step % config.save_every_steps == 0)
-      if show or save:
+      due = _due(config, step)
+      if show or save or due:
         report.flush()
-      if is_last and writers:  # a run that is saved to its end is done
-        _draw_curves(workdir)
       if save:
+        if is_last and writers:  # a run that is saved to its end is done
+          _draw_curves(workdir)
         ckpt.save(step, _trees(state), {"step": step})
       if show:  # after the save, which what goes wrong here may not cost
         _show(workdir, task, state, step, writers)
-      judged = is_new and _evaluate(run, state, step, report)
+      if due:
+        task.evaluate(due, step, state.params, state.ema, workdir)
       if stop:
         ckpt.wait()
         raise job.Preempted(f"saved at step {step}; run it again to go on")
       if is_last:
         return state, report.latest
-      if show or save or judged:
+      if show or save or due:
         report.restart_clock()
       local = next(data)
       if step == 0 and writers:
-        rows = [task.picture(local)]
-        captions = [["first batch"] * len(rows[0])]
-        video_io.contact_sheet(rows, captions, workdir / "first_batch.png")
+        _draw_batch(workdir, task.picture(local))
       batch = batches.place(mesh, local)
       profile.at(step, state)
       with memory.explained(config, mesh, state, batch):
@@ -200,17 +202,24 @@ def _loop(run, state, data, advance, ckpt, preempted):
         report.add(step, metrics, *work)
 
 
-def _evaluate(run, state, step, report) -> bool:
-  """Whether evaluators of the config were due at a step; runs them."""
-  config, every = run.config, {}
-  for name, settings in config.get("evals", {}).items():
-    every[name] = settings.get("every_steps", 0)
+def _draw_batch(workdir, videos):
+  captions = [["first batch"] * len(videos)]
+  video_io.contact_sheet([videos], captions, workdir / "first_batch.png")
+
+
+def _due(config, step) -> list[str]:
+  """Evaluators of the config whose turn is at a step: at the last one too.
+
+  Asked of the first step of a run that goes on as well, which may have died in
+  them.
+  """
   is_last = step == config.total_steps
-  due = [n for n, k in every.items() if k and (is_last or step % k == 0)]
-  if due:
-    report.flush()
-    run.task.evaluate(due, step, state.params, state.ema, run.workdir)
-  return bool(due)
+  return [
+    name
+    for name, settings in config.get("evals", {}).items()
+    if (every := settings.get("every_steps", 0))
+    and (is_last or (step and step % every == 0))
+  ]
 
 
 class Reporter:

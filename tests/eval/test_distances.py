@@ -44,16 +44,11 @@ def test_distances_are_of_real_weights_and_name_what_they_are_of(
   # Real pictures out of files are nearer to real ones than what it draws.
   for i, video in enumerate(samples.real(run, settings | {"seed": 5})):
     video_io.write_video(tmp_path / f"{i}.png", video, fps=1)
-  real = distances.features(
-    judges.load_vgg(lpips_weights),
-    samples.real(run, settings | {"reference": str(tmp_path)}),
-    distances.first_frame,
-  )["features"]
-  same = distances.features(
-    judges.load_vgg(lpips_weights),
-    samples.real(run, settings),
-    distances.first_frame,
-  )["features"]
+  judge = judges.load_vgg(lpips_weights)
+  read = lambda **more: distances.read(
+    judge, samples.real(run, settings | more), distances.first_frame
+  )[0]["features"]
+  real, same = read(reference=str(tmp_path)), read()
   fit = statistics.fit
   between = statistics.frechet_distance(fit(real), fit(same))
   assert between < 0.5 * found["vgg16"]["frechet_distance"]
@@ -62,23 +57,40 @@ def test_distances_are_of_real_weights_and_name_what_they_are_of(
 @pytest.mark.parametrize("name", distances.RUN)
 def test_missing_weights_are_one_line_that_says_where_from(name, run):
   settings = distance_settings(name)
-  with pytest.raises(UserError, match=r"has no weights of \w+: bring .* by py"):
+  with pytest.raises(
+    UserError, match=r"has no weights of \w+\. Bring .* by py"
+  ):
     distances.RUN[name](run, settings)
 
 
-def test_pictures_of_two_sizes_are_refused(tmp_path, run, lpips_weights):
-  for i, side in enumerate((16, 32)):
-    picture = np.zeros((1, side, side, 3), np.uint8)
+@pytest.mark.parametrize("count", [2, distances.AT_ONCE + 1])
+def test_pictures_of_two_sizes_are_refused(lpips_weights, count):
+  judge = judges.load_vgg(lpips_weights)
+  videos = [np.zeros((1, 16, 16, 3), np.uint8)] * (count - 1)
+  videos.append(np.zeros((1, 16, 32, 3), np.uint8))
+  with pytest.raises(
+    UserError, match=r"of 16x16 and of 16x32 .* do not go tog"
+  ):
+    distances.read(judge, videos, distances.first_frame)
+
+
+def test_drawn_and_real_pictures_have_one_size(run, lpips_weights, tmp_path):
+  for i in range(2):
+    picture = np.zeros((1, 32, 32, 3), np.uint8)
     video_io.write_video(tmp_path / f"{i}.png", picture, fps=1)
   settings = distance_settings(
     weights=str(lpips_weights), reference=str(tmp_path)
   )
-  with pytest.raises(UserError, match="do not go together: give those of one"):
-    distances.features(
-      judges.load_vgg(lpips_weights),
-      samples.real(run, settings),
-      distances.first_frame,
-    )
+  with pytest.raises(UserError, match="of 32x32 and of 16x16 pixels do not"):
+    distances.run_vgg16(run, settings)
+
+
+def test_fewer_frames_drawn_than_compared_are_refused(run):
+  settings = distance_settings("fvd", num_frames=13)
+  with pytest.raises(
+    UserError, match="num_frames=13 drawn are fewer than clip"
+  ):
+    distances.run_fvd(run, settings)
 
 
 def test_clip_score_compares_each_video_with_its_own_caption(run, tmp_path):
@@ -131,13 +143,16 @@ def test_real_clips_begin_anywhere_and_have_one_size(tmp_path):
   films(tmp_path, (32, 48), (40, 40), (32, 32))
   video_io.write_video(tmp_path / "a.npz", np.zeros((9, 8, 8, 3), "u1"), fps=25)
   ask = lambda **more: [
-    *samples.real_clips(tmp_path, (16, 24), 16, **dict(fps=0.0, seed=0) | more)
+    *samples.real_clips(
+      tmp_path, (16, 24), 16, **dict(count=0, fps=0.0, seed=0) | more
+    )
   ]
   clips = ask()
   assert [clip.shape for clip in clips] == [(16, 16, 24, 3)] * 3  # a is short
   np.testing.assert_array_equal(clips, ask())
   assert any((a != b).any() for a, b in zip(clips, ask(seed=1), strict=True))
   assert not ask(fps=12.5)  # ten frames a file
+  assert len(ask(count=3)) == 2  # of which a is one
 
 
 @pytest.mark.slow
@@ -145,12 +160,14 @@ def test_fid_has_the_figures_of_adm(run, tmp_path):
   folder = random_weights(tmp_path, "inception_fid")
   settings = distance_settings("fid", weights=folder)
   found = distances.run_fid(run, settings)
+  score = found["fid"].pop("inception_score")
+  assert score == "needs a multiple of 5000 samples"
   assert found["fid"].keys() == {"fid", "sfid", "precision", "recall"}
   assert all(np.isfinite(value) for value in found["fid"].values())
   assert found["num_samples"] == "12 of 50000"
   assert (found["protocol"], found["resize"]) == ("adm", "tf1")
   # Against its own statistics, and as published files have them.
-  made = distances.features(
+  made, _ = distances.read(
     judges.load_inception(folder),
     samples.drawn(run, settings),
     distances.first_frame,
@@ -161,6 +178,7 @@ def test_fid_has_the_figures_of_adm(run, tmp_path):
   path = tmp_path / "reference.npz"
   np.savez(path, **dict(zip(names, arrays, strict=True)))
   same = distances.run_fid(run, settings | {"reference": str(path)})["fid"]
+  del same["inception_score"]
   assert same.keys() == {"fid", "sfid"}  # no pictures, no precision
   assert max(map(abs, same.values())) < 1e-3 * found["fid"]["fid"]
 
@@ -184,7 +202,7 @@ def test_ucf101_has_a_video_score_and_a_distance_at_each_size(run, tmp_path):
   assert all(value > 0 for value in found["fvd"].values())
   assert all(1 <= value <= 101 for value in found["inception_score"].values())
   assert (found["num_samples"], found["num_real"]) == ("12 of 13320", 3)
-  assert (found["clip_frames"], found["fps"]) == (16, "of the file")
+  assert (found["clip_frames"], found["fps"]) == (16, "of the files")
   assert found["network"] == "i3d"
   assert found["inception_score_network"] == "c3d"
   one = distances.run_fvd(

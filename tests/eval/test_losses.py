@@ -79,3 +79,6 @@ def test_what_cannot_be_measured_is_refused(model):
   ):
     with pytest.raises(UserError, match=says):
       losses.run(model, **SETTINGS | change)
+  nothing = jax.tree.map(lambda x: np.full_like(x, np.nan), model.params)
+  with pytest.raises(UserError, match="loss of step 0 is not finite: take"):
+    losses.run(model._replace(params=nothing), **SETTINGS)

@@ -40,12 +40,18 @@ def test_a_page_has_pictures_tables_and_config_and_needs_no_network(tmp_path):
     for step in (5, 10):
       figures = {"loss": {"all": 1.0 / step}, "network": "<i>"}
       log.add("losses", step, "ema", {}, figures)
+  with results.open_results(folder / report.IN_TRAINING) as log:
+    log.add("losses", 7, "params", {}, {"loss": {"all": 0.3}})
+  sheet = folder / "00000005" / "ema" / "contact_sheet.png"
+  sheet.parent.mkdir(parents=True)
+  video_io.write_video(sheet, picture, fps=1)
   text = report.write(run, folder).read_text()
   page = Page(text)
   assert not page.open  # every tag is closed
-  assert len(page.links) == 2  # a picture of training, a curve
+  assert len(page.links) == 4  # drawn in training, two curves, a sheet
+  assert "00000005/ema/contact_sheet" in text
   assert all(x.startswith("data:image/png;base64,") for x in page.links)
-  for cell in ("5 ema", "10 ema", "loss.all", "0.2", "<i>", "<script>"):
+  for cell in ("5 ema", "10 ema", "7 params", "0.2", "<i>", "<script>"):
     assert cell in page.cells
   assert "<script>" not in text
   assert "http" not in text.replace("doctype html", "")

@@ -59,14 +59,35 @@ def test_a_record_that_a_kill_cut_short_is_dropped_and_the_next_is_whole(
   assert all(json.loads(line) for line in lines)
 
 
-def test_the_best_step_has_the_least_figure(tmp_path):
+def test_the_best_step_has_the_least_figure_or_the_largest(tmp_path):
   with results.open_results(tmp_path) as log:
     for step, value in ((5, 2.0), (10, 1.0), (15, 3.0)):
       log.add("losses", step, "ema", SETTINGS, figures(value))
-    assert log.best("losses", "loss.all") == 10
-    assert log.best("losses", "loss.all", largest=True) == 15
-    with pytest.raises(UserError, match=r"has losses\.fid: evaluate --suite"):
-      log.best("losses", "fid")
+    assert log.best("losses.loss.all", "ema") == 10
+    assert log.best("max:losses.loss.all", "ema") == 15
+    # Others are passed over: of other weights, of other settings.
+    log.add("losses", 20, "params", SETTINGS, figures(0.1))
+    assert log.best("losses.loss.all", "ema") == 10
+    log.add("losses", 25, "ema", SETTINGS | {"seed": 9}, figures(2.5))
+    assert log.best("losses.loss.all", "ema") == 25
+    with pytest.raises(
+      UserError, match=r"has losses\.fid of ema: evaluate --su"
+    ):
+      log.best("losses.fid", "ema")
+    with pytest.raises(UserError, match=r"losses\.name is no number but 'x'"):
+      log.best("losses.name", "ema")
+
+
+def test_a_damaged_record_is_one_line_and_a_bar_leaves_the_table_whole(
+  tmp_path,
+):
+  with results.open_results(tmp_path) as log:
+    log.add("losses", 5, "ema", SETTINGS, figures(2.0) | {"name": "a|b"})
+    assert r"| a\|b |" in (tmp_path / "results.md").read_text()
+  path = tmp_path / results.NAME
+  path.write_text("{" + path.read_text() + path.read_text())
+  with pytest.raises(UserError, match="line 1: not a JSON object"):
+    results.Results(tmp_path).records()
 
 
 def test_tables_and_curves_show_each_group_over_the_steps(tmp_path):

@@ -76,6 +76,19 @@ def test_what_training_found_is_found_again_from_the_checkpoint(
       assert value == pytest.approx(wanted[kind][name], rel=1e-5), name
 
 
+def test_what_a_kill_took_of_the_last_evaluation_comes_back(workdir, tmp_path):
+  copy = tmp_path / "run"
+  shutil.copytree(workdir, copy)
+  log = results.Results(copy / "evals" / "in_training")
+  whole = log.records()
+  path = log.folder / results.NAME
+  path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+  loop.train(config.load_config(copy, "flow"), copy)
+  found = log.records()
+  assert [r["figures"] for r in found] == [r["figures"] for r in whole]
+  assert (copy / "evals" / "report.html").stat().st_size
+
+
 def test_what_has_a_record_is_not_judged_again_unless_asked(
   workdir, tmp_path, mesh
 ):
@@ -127,11 +140,11 @@ def test_the_step_is_a_number_the_latest_or_the_best(tmp_path):
     for step, loss in ((2, 1.0), (4, 2.0)):
       figures = {"loss": {"all": loss}}
       log.add("losses", step, "ema", LOSSES, figures)
-    assert suites.read_step("7", log, "losses.loss.all") == 7
-    assert suites.read_step("latest", log, "losses.loss.all") is None
-    assert suites.read_step("best", log, "losses.loss.all") == 2
+    assert suites.read_step("7", log, "losses.loss.all", "ema") == 7
+    assert suites.read_step("latest", log, "losses.loss.all", "ema") is None
+    assert suites.read_step("best", log, "losses.loss.all", "ema") == 2
     with pytest.raises(UserError, match="--step=old: give a number, latest or"):
-      suites.read_step("old", log, "losses.loss.all")
+      suites.read_step("old", log, "losses.loss.all", "ema")
 
 
 def test_a_benchmark_is_drawn_once_goes_on_and_is_whole(workdir, tmp_path):

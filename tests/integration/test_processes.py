@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from goku_jax import checkpoint
+from goku_jax.eval import results
 from goku_jax.train import __main__ as train_main
 from tests import runs
 
@@ -18,18 +19,26 @@ FLAGS = "--xla_backend_optimization_level=0"
 FLAGS += " --xla_force_host_platform_device_count=4"
 
 
-@contextlib.contextmanager
-def two_processes(workdir, port, overrides):
+def training(workdir, port, overrides):
   """A training run in two processes of four devices each."""
   keys = {key.replace("__", "."): value for key, value in overrides.items()}
+  return two_processes(
+    port,
+    "train",
+    "--config=configs/digits.py:debug",
+    f"--workdir={workdir}",
+    *(f"--config.{key}={value}" for key, value in keys.items()),
+  )
+
+
+@contextlib.contextmanager
+def two_processes(port, *command):
+  """A job in two processes of four devices each."""
   with contextlib.ExitStack() as stack:
     processes = []
     for index in range(2):
       process = runs.start_job(
-        "train",
-        "--config=configs/digits.py:debug",
-        f"--workdir={workdir}",
-        *(f"--config.{key}={value}" for key, value in keys.items()),
+        *command,
         XLA_FLAGS=FLAGS,
         GOKU_HOSTS="localhost,localhost",
         GOKU_HOST_INDEX=str(index),
@@ -80,7 +89,7 @@ def test_two_processes_train_as_one_that_goes_on_from_them(
 ):
   one, two, resumed = (tmp_path / name for name in ("one", "two", "resumed"))
   overrides = SHORT | {f"mesh__{axis}": size for axis, size in mesh.items()}
-  with two_processes(two, port, overrides) as processes:
+  with training(two, port, overrides) as processes:
     finish(processes)
   for name in ("first_batch.png", "curves.png", "shown/00000004.png"):
     assert (two / name).stat().st_size
@@ -96,7 +105,7 @@ def test_two_processes_train_as_one_that_goes_on_from_them(
 @pytest.mark.slow
 def test_a_process_that_is_preempted_stops_both_at_one_step(port, tmp_path):
   overrides = SHORT | dict(total_steps=5000, save_every_steps=5000)
-  with two_processes(tmp_path, port, overrides) as processes:
+  with training(tmp_path, port, overrides) as processes:
     lines = tmp_path / "metrics.jsonl"
     while not (lines.exists() and lines.stat().st_size):
       assert all(process.poll() is None for process in processes)
@@ -105,3 +114,40 @@ def test_a_process_that_is_preempted_stops_both_at_one_step(port, tmp_path):
     errors = finish(processes, status=75)
   (step,) = checkpoint.whole_steps(tmp_path / "checkpoints")
   assert all(f"preempted: saved at step {step};" in error for error in errors)
+
+
+@pytest.mark.slow
+def test_two_processes_judge_as_one_and_each_checkpoint_once(port, tmp_path):
+  run, out = tmp_path / "run", tmp_path / "out"
+  train_main.main(runs.read_config(**SHORT), str(run))
+  command = (
+    "eval",
+    f"--workdir={run}",
+    "--suite=losses",
+    "--config=configs/digits.py:debug",
+    "--config.evals.losses.num_samples=8",
+    "--weights=ema,params",
+    "--watch",
+  )
+  with two_processes(port, *command, f"--out={out}") as processes:
+    finish(processes)
+  found = results.Results(out).records()
+  names = [(r["step"], r["weights"]) for r in found]
+  assert names == [(s, w) for s in (2, 4) for w in ("ema", "params")]
+  runs.run_job(*command, f"--out={tmp_path / 'one'}")
+  for two, one in zip(
+    found, results.Results(tmp_path / "one").records(), strict=True
+  ):
+    assert (two["devices"], one["devices"]) == (8, 1)
+    for name, value in one["figures"].items():
+      assert two["figures"][name] == pytest.approx(value, rel=1e-5)
+  with two_processes(port, *command, f"--out={out}") as processes:
+    finish(processes)  # a restart
+  assert results.Results(out).records() == found
+  with (
+    results.open_results(out),
+    two_processes(port, *command, f"--out={out}") as processes,
+  ):
+    errors = finish(processes, status=2)
+  assert "another evaluation writes to" in errors[0]
+  assert "process 0 cannot write to" in errors[1]

@@ -16,6 +16,11 @@ from jaxtyping import Array, Float
 from goku_jax.models import conv
 from goku_jax.typing import UserError
 
+MEAN = "mean2.npz"
+ORIGIN = (
+  "conv3d_deepnetA_ucf.npz, which the README of"
+  f" github.com/pfnet-research/tgan2 links to, {MEAN} beside it"
+)
 SIDE, FRAMES = 112, 16
 CLASSES = 101
 # Convolutions, in the order of their layers; a pool stands before these.

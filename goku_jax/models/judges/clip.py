@@ -16,6 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+ORIGIN = (
+  "model.safetensors, config.json and tokenizer.json of"
+  " huggingface.co/openai/clip-vit-base-patch32, or of another size"
+)
+
 MASKED = -1e30  # beside it any logit is lost: such keys weigh exactly zero
 
 # Accelerators would round to fewer bits than published figures have.

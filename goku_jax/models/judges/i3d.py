@@ -15,6 +15,10 @@ from jaxtyping import Array, Float
 from goku_jax.models.judges.layers import ConvUnit
 from goku_jax.typing import UserError
 
+ORIGIN = (
+  "i3d_pretrained_400.pt, which the repositories github.com/songweige/TATS and "
+  "VideoGPT's load for FVD"
+)
 SIDE = 224  # pixels
 CLASSES = 400
 MIN_FRAMES = 10  # of published figures; fewer than nine leave no position

@@ -19,7 +19,15 @@ from jaxtyping import Array, Float
 
 from goku_jax.models.judges.layers import ConvUnit
 
+ORIGIN = (
+  "pt_inception-2015-12-05-6726825d.pth of the release fid_weights of "
+  "github.com/mseitzer/pytorch-fid, or "
+  "weights-inception-2015-12-05-6726825d.pth of the release v0.2.0 of "
+  "github.com/toshas/torch-fidelity: the same tensors; the sha256 begins with "
+  "6726825d"
+)
 SIDE = 299  # pixels
+WIDTHS = {"pool3": 2048, "spatial": 17 * 17 * 7}
 CLASSES = 1008
 SPATIAL_CHANNELS = 7
 BN_EPS = 1e-3

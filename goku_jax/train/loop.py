@@ -82,8 +82,7 @@ def _train(run):
       task.settle(workdir)
       job.save_config(workdir, config)
     if not left:
-      if due := _due(config, first):
-        task.evaluate(due, first, state.params, state.ema, workdir)
+      _evaluate(run, state, _due(config, first))
       return {"step": first, **_last_metrics(workdir)}
     if _writes():
       task.preflight(first)
@@ -180,8 +179,7 @@ def _loop(run, state, data, advance, ckpt, preempted):
         ckpt.save(step, _trees(state), {"step": step})
       if show:  # after the save, which what goes wrong here may not cost
         _show(workdir, task, state, step, writers)
-      if due:
-        task.evaluate(due, step, state.params, state.ema, workdir)
+      _evaluate(run, state, due)
       if stop:
         ckpt.wait()
         raise job.Preempted(f"saved at step {step}; run it again to go on")
@@ -200,6 +198,12 @@ def _loop(run, state, data, advance, ckpt, preempted):
         # What other processes read is taken to be as much.
         work = (readers * amount for amount in task.work(local))
         report.add(step, metrics, *work)
+
+
+def _evaluate(run, state, names):
+  if names:
+    step = int(state.step)
+    run.task.evaluate(names, step, state.params, state.ema, run.workdir)
 
 
 def _draw_batch(workdir, videos):

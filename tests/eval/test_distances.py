@@ -14,17 +14,16 @@ from goku_jax.data import video_io
 from goku_jax.eval import clip_score, distances, judges, samples, statistics
 from goku_jax.models.judges import c3d, i3d, inception
 from goku_jax.sample import restore
-from goku_jax.train import loop
+from goku_jax.sample.codec import Codec
 from goku_jax.typing import UserError
 from tests import clip_folder, runs
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-  path = tmp_path_factory.mktemp("run")
-  changes = dict(total_steps=1, save_every_steps=1, show_every_steps=100)
-  loop.train(runs.read_config(**changes), path)
-  return restore.restore(path)
+def run():
+  """A model that was never trained."""
+  config = runs.read_config()
+  return restore.Restored(config, *runs.flow_model(), Codec(), 7)
 
 
 def distance_settings(suite="vgg16", **changes):

@@ -19,26 +19,17 @@ from tests import runs
 LOSSES = dict(every_steps=0, path=None, num_samples=8, bins=2, seed=0)
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-  """A run of four steps with checkpoints at 2 and 4, judged inside at 4."""
-  path = tmp_path_factory.mktemp("run")
-  changes = dict(total_steps=4, save_every_steps=2, show_every_steps=100)
-  loop.train(runs.read_config(**changes, evals__losses__every_steps=3), path)
-  return path
-
-
 @pytest.fixture
 def mesh():
   return meshes.make_mesh(replica=1, fsdp=-1, sequence=1, tensor=1)
 
 
-def judge(log, workdir, mesh, step, **more):
+def judge(log, flow_run, mesh, step, **more):
   with meshes.use(mesh):
     return suites.judge(
       log,
       {"losses": LOSSES},
-      workdir,
+      flow_run,
       step=step,
       weights=["ema", "params"],
       mesh=mesh,
@@ -47,8 +38,8 @@ def judge(log, workdir, mesh, step, **more):
     )
 
 
-def test_training_runs_its_evaluators_at_their_steps_and_at_the_end(workdir):
-  log = results.Results(workdir / "evals" / "in_training")
+def test_training_runs_its_evaluators_at_their_steps_and_at_the_end(flow_run):
+  log = results.Results(flow_run / "evals" / "in_training")
   found = [(r["suite"], r["step"], r["weights"]) for r in log.records()]
   assert found == [
     ("losses", step, kind) for step in (3, 4) for kind in ("params", "ema")
@@ -56,16 +47,16 @@ def test_training_runs_its_evaluators_at_their_steps_and_at_the_end(workdir):
 
 
 def test_what_training_found_is_found_again_from_the_checkpoint(
-  workdir, tmp_path, mesh
+  flow_run, tmp_path, mesh
 ):
-  inside = results.Results(workdir / "evals" / "in_training").records()
+  inside = results.Results(flow_run / "evals" / "in_training").records()
   wanted = {r["weights"]: r["figures"] for r in inside if r["step"] == 4}
-  settings = config.load_config(workdir, "flow").evals.losses.to_dict()
+  settings = config.load_config(flow_run, "flow").evals.losses.to_dict()
   with results.open_results(tmp_path) as log, meshes.use(mesh):
     found = suites.judge(
       log,
       {"losses": settings},
-      workdir,
+      flow_run,
       step=None,
       weights=["ema", "params"],
       mesh=mesh,
@@ -76,9 +67,9 @@ def test_what_training_found_is_found_again_from_the_checkpoint(
       assert value == pytest.approx(wanted[kind][name], rel=1e-5), name
 
 
-def test_what_a_kill_took_of_the_last_evaluation_comes_back(workdir, tmp_path):
+def test_what_a_kill_took_of_the_last_evaluation_comes_back(flow_run, tmp_path):
   copy = tmp_path / "run"
-  shutil.copytree(workdir, copy)
+  shutil.copytree(flow_run, copy)
   log = results.Results(copy / "evals" / "in_training")
   whole = log.records()
   path = log.folder / results.NAME
@@ -90,25 +81,25 @@ def test_what_a_kill_took_of_the_last_evaluation_comes_back(workdir, tmp_path):
 
 
 def test_what_has_a_record_is_not_judged_again_unless_asked(
-  workdir, tmp_path, mesh
+  flow_run, tmp_path, mesh
 ):
   with results.open_results(tmp_path) as log:
-    assert judge(log, workdir, mesh, 2, again=False)
-    assert not judge(log, workdir, mesh, 2, again=False)
+    assert judge(log, flow_run, mesh, 2, again=False)
+    assert not judge(log, flow_run, mesh, 2, again=False)
     assert len(log.records()) == 2
-    assert judge(log, workdir, mesh, 2)["losses"].keys() == {"ema", "params"}
+    assert judge(log, flow_run, mesh, 2)["losses"].keys() == {"ema", "params"}
 
 
-def test_following_gives_each_whole_checkpoint_once_and_ends(workdir):
+def test_following_gives_each_whole_checkpoint_once_and_ends(flow_run):
   done = set()
-  for step in suites.follow(workdir, 4, done.__contains__):
+  for step in suites.follow(flow_run, 4, done.__contains__):
     done.add(step)
   assert done == {2, 4}
 
 
-def test_a_step_that_is_half_written_does_not_come(workdir, tmp_path):
+def test_a_step_that_is_half_written_does_not_come(flow_run, tmp_path):
   copy = tmp_path / "run"
-  shutil.copytree(workdir, copy)
+  shutil.copytree(flow_run, copy)
   (copy / "checkpoints" / "2" / "manifest.json").unlink()
   (copy / "checkpoints" / "3").mkdir()
   done = set()
@@ -118,15 +109,15 @@ def test_a_step_that_is_half_written_does_not_come(workdir, tmp_path):
   assert not suites.is_there(copy, 2)
 
 
-def test_the_same_samples_come_on_one_device_and_on_all(workdir, mesh):
+def test_the_same_samples_come_on_one_device_and_on_all(flow_run, mesh):
   settings = dict(
     num_frames=5, num_steps=2, guidance_scale=2.0, shift=3.0, seed=0
   )
   captions = ["the digit one moves left", "the digit two stays still"]
-  one = restore.restore(workdir)
+  one = restore.restore(flow_run)
   alone = draw.draw(one, captions, **settings)
   with meshes.use(mesh):
-    shared = restore.restore(workdir, mesh=mesh)
+    shared = restore.restore(flow_run, mesh=mesh)
     assert shared.ranks == 8
     placed = jax.tree.leaves(shared.params)
     assert {len(x.sharding.device_set) for x in placed} == {8}
@@ -147,7 +138,7 @@ def test_the_step_is_a_number_the_latest_or_the_best(tmp_path):
       suites.read_step("old", log, "losses.loss.all", "ema")
 
 
-def test_a_benchmark_is_drawn_once_goes_on_and_is_whole(workdir, tmp_path):
+def test_a_benchmark_is_drawn_once_goes_on_and_is_whole(flow_run, tmp_path):
   prompts = tmp_path / "evaluation_metadata.jsonl"
   rows = [
     {"tag": "single_object", "include": [], "prompt": f"the digit {word}"}
@@ -158,7 +149,7 @@ def test_a_benchmark_is_drawn_once_goes_on_and_is_whole(workdir, tmp_path):
   settings = settings.geneval.to_dict() | dict(
     prompts=str(prompts), num_steps=1
   )
-  run = restore.restore(workdir)
+  run = restore.restore(flow_run)
   found = suites.run_suite("geneval", run, tmp_path, settings)
   assert (found["num_samples"], found["problems"]) == ("8 of 2212", 0)
   pictures = sorted((tmp_path / "geneval").glob("*/samples/*.png"))

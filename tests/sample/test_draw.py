@@ -7,7 +7,6 @@ import pytest
 
 from goku_jax import config, job
 from goku_jax.sample import draw, restore
-from goku_jax.train import __main__ as train_main
 from tests import runs
 
 CAPTION = "the digit five moves left"
@@ -15,18 +14,8 @@ SETTINGS = dict(num_frames=5, num_steps=1, guidance_scale=1.0, seed=0)
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("flow")
-  found = runs.read_config(
-    total_steps=2, save_every_steps=2, show_every_steps=100
-  )
-  train_main.main(found, str(folder))
-  return folder
-
-
-@pytest.fixture(scope="module")
-def run(workdir):
-  return restore.restore(workdir)
+def run(flow_run):
+  return restore.restore(flow_run)
 
 
 def test_videos_have_the_size_of_training_or_the_one_asked_for(run):
@@ -65,16 +54,18 @@ def test_what_the_model_does_not_take_is_said(run, settings, says):
     draw.draw(run, captions, **SETTINGS | settings)
 
 
-def test_a_folder_without_a_run_or_a_checkpoint_is_said(workdir, tmp_path):
+def test_a_folder_without_a_run_or_a_checkpoint_is_said(flow_run, tmp_path):
   with pytest.raises(job.UserError, match="holds no run"):
     restore.restore(tmp_path)
-  (tmp_path / "config.json").write_bytes((workdir / "config.json").read_bytes())
+  (tmp_path / "config.json").write_bytes(
+    (flow_run / "config.json").read_bytes()
+  )
   with pytest.raises(job.UserError, match="no whole checkpoint: train first"):
     restore.restore(tmp_path)
   with pytest.raises(job.UserError, match="weights='emma' is not one of"):
-    restore.restore(workdir, weights="emma")
+    restore.restore(flow_run, weights="emma")
   with pytest.raises(job.UserError, match="whole steps"):
-    restore.restore(workdir, step=7)
+    restore.restore(flow_run, step=7)
 
 
 def test_an_autoencoder_cannot_be_sampled(tmp_path):
@@ -83,10 +74,10 @@ def test_an_autoencoder_cannot_be_sampled(tmp_path):
     restore.restore(tmp_path)
 
 
-def test_raw_and_averaged_parameters_are_told_apart(workdir):
-  arrays = runs.read_arrays(workdir)
+def test_raw_and_averaged_parameters_are_told_apart(flow_run):
+  arrays = runs.read_arrays(flow_run)
   for name in restore.WEIGHTS:
-    found = restore.restore(workdir, weights=name).params
+    found = restore.restore(flow_run, weights=name).params
     kernel = found["transformer"]["patch_in"]["kernel"]
     want = arrays[name]["transformer.patch_in.kernel"]
     np.testing.assert_array_equal(kernel, want)

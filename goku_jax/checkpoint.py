@@ -162,8 +162,33 @@ def restore(folder, abstract: dict, step: int | None = None):
     UserError: `step` is not whole, all committed steps are damaged, or the
       trees saved are not those wanted.
   """
-  folder = pathlib.Path(folder).absolute()
-  found = _find_whole(folder, abstract, step)
+  found = _restore(folder, abstract, step)
+  if found is None:
+    return None
+  record, trees = found
+  return record["step"], trees, record["position"]
+
+
+def restore_run(workdir, name: str, abstract, step: int | None = None):
+  """`(step, tree, digest)` of a run's newest whole step, or of `step`.
+
+  One tree, and the digest of the manifest, by which the checkpoint is known
+  among those of all runs.
+
+  Raises:
+    UserError: as `restore`, or the run has no whole step.
+  """
+  folder = pathlib.Path(workdir) / "checkpoints"
+  found = _restore(folder, {name: abstract}, step)
+  if found is None:
+    raise UserError(f"{folder} has no whole checkpoint: train first")
+  record, trees = found
+  return record["step"], trees[name], record["digest"]
+
+
+def _restore(folder, abstract, step):
+  """The record and the trees of the step to restore, or None."""
+  found = _find_whole(pathlib.Path(folder).absolute(), abstract, step)
   if found is None:
     return None
   path, record = found
@@ -176,21 +201,7 @@ def restore(folder, abstract: dict, step: int | None = None):
     raise UserError(
       f"{path} was removed while it was read: keep more, or take a newer step"
     ) from error
-  return record["step"], trees, record["position"]
-
-
-def restore_run(workdir, name: str, abstract, step: int | None = None):
-  """`(step, tree)`: one tree of a run's newest whole step, or of `step`.
-
-  Raises:
-    UserError: as `restore`, or the run has no whole step.
-  """
-  folder = pathlib.Path(workdir) / "checkpoints"
-  found = restore(folder, {name: abstract}, step)
-  if not found:
-    raise UserError(f"{folder} has no whole checkpoint: train first")
-  step, trees, _ = found
-  return step, trees[name]
+  return record, trees
 
 
 def _make_record(step, flat, position):

@@ -34,6 +34,8 @@ class Restored(NamedTuple):
   step: int
   text: t5.T5 | None = None  # where the model reads embeddings of it
   ranks: int = 1  # that share the packs which are drawn at once
+  weights: str | None = None  # the kind that `params` are, one of WEIGHTS
+  digest: str | None = None  # of the checkpoint; None: still in training
 
 
 def reads_embeddings(config) -> bool:
@@ -143,15 +145,22 @@ def restore(
   rng = jax.random.key(0)
   if mesh is None:
     abstract = jax.eval_shape(init, rng)
-    step, params = checkpoint.restore_run(workdir, weights, abstract, step)
-    return Restored(config, model, jax.device_put(params), codec, step, text)
-  abstract, _ = rules.lay_out(mesh, init, rng)
-  step, params = checkpoint.restore_run(workdir, weights, abstract, step)
-  if "attention" in config:  # older runs leave it to the partitioner
-    config.attention.ring = 1  # of the mesh that it was trained on
-    model = make_model(config, codec, **mesh_fns(config, mesh))
-  ranks = batches.count_ranks(mesh)
-  return Restored(config, model, params, codec, step, text, ranks)
+  else:
+    abstract, _ = rules.lay_out(mesh, init, rng)
+  step, params, digest = checkpoint.restore_run(
+    workdir, weights, abstract, step
+  )
+  ranks = 1
+  if mesh is None:
+    params = jax.device_put(params)
+  else:
+    ranks = batches.count_ranks(mesh)
+    if "attention" in config:  # older runs leave it to the partitioner
+      config.attention.ring = 1  # of the mesh that it was trained on
+      model = make_model(config, codec, **mesh_fns(config, mesh))
+  return Restored(
+    config, model, params, codec, step, text, ranks, weights, digest
+  )
 
 
 class RestoredVAE(NamedTuple):
@@ -181,7 +190,7 @@ def restore_vae(workdir, *, step: int | None = None, weights: str = "ema"):
     return RestoredVAE(model, config, params, None)
   sizes = job.load_config(workdir, "vae").model.to_dict()
   model = vae.make_vae(**sizes)
-  step, params = checkpoint.restore_run(
+  step, params, _ = checkpoint.restore_run(
     workdir, weights, vae.abstract_params(model), step
   )
   return RestoredVAE(model, {"model": sizes}, params, step)

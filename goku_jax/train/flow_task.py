@@ -231,7 +231,7 @@ def _evaluate(run, names, step, params, ema, workdir):
       settings = run.config.evals[name].to_dict()
       if suites.everyone_has(log, name, step, kind, settings):
         continue
-      at = run._replace(params=tree, step=step)
+      at = run._replace(params=tree, step=step, weights=kind)
       out = folder / f"{step:08d}" / kind
       figures = suites.run_suite(name, at, out, settings)
       if log:

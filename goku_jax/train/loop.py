@@ -141,7 +141,7 @@ def _start_at(workdir, state, abstract):
   """The initial state at the averaged parameters of another run, if any."""
   if not workdir:
     return state
-  step, ema = checkpoint.restore_run(workdir, "ema", abstract.ema)
+  step, ema, _ = checkpoint.restore_run(workdir, "ema", abstract.ema)
   print(f"begins at the average of step {step} of {workdir}", flush=True)
   # Donation needs buffers of their own.
   return state.replace(params=jax.tree.map(jnp.copy, ema), ema=ema)

@@ -1,7 +1,5 @@
 """Suites on checkpoints of real runs: restored, followed, on any devices."""
 
-import json
-import pathlib
 import shutil
 
 import jax
@@ -14,7 +12,6 @@ from goku_jax.parallel import mesh as meshes
 from goku_jax.sample import draw, restore
 from goku_jax.train import loop
 from goku_jax.typing import UserError
-from tests import runs
 
 LOSSES = dict(every_steps=0, path=None, num_samples=8, bins=2, seed=0)
 
@@ -136,29 +133,3 @@ def test_the_step_is_a_number_the_latest_or_the_best(tmp_path):
     assert suites.read_step("best", log, "losses.loss.all", "ema") == 2
     with pytest.raises(UserError, match="--step=old: give a number, latest or"):
       suites.read_step("old", log, "losses.loss.all", "ema")
-
-
-def test_a_benchmark_is_drawn_once_goes_on_and_is_whole(flow_run, tmp_path):
-  prompts = tmp_path / "evaluation_metadata.jsonl"
-  rows = [
-    {"tag": "single_object", "include": [], "prompt": f"the digit {word}"}
-    for word in ("one", "two")
-  ]
-  prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  settings = config.read_config(f"{runs.ROOT}/configs/benchmarks.py").evals
-  settings = settings.geneval.to_dict() | dict(
-    prompts=str(prompts), num_steps=1
-  )
-  run = restore.restore(flow_run)
-  found = suites.run_suite("geneval", run, tmp_path, settings)
-  assert (found["num_samples"], found["problems"]) == ("8 of 2212", 0)
-  pictures = sorted((tmp_path / "geneval").glob("*/samples/*.png"))
-  assert len(pictures) == 8
-  before = {path: path.read_bytes() for path in pictures}
-  pictures[3].unlink()
-  times = {path: path.stat().st_mtime_ns for path in pictures if path.exists()}
-  suites.run_suite("geneval", run, tmp_path, settings)
-  assert {p: p.read_bytes() for p in pictures} == before
-  assert all(path.stat().st_mtime_ns == t for path, t in times.items())
-  kept = json.loads(pathlib.Path(tmp_path, "geneval.made/run.json").read_text())
-  assert kept["step"] == 4

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from goku_jax import config, job
+from goku_jax import config, job, manifest
 from goku_jax.sample import draw, restore
 from tests import runs
 
@@ -76,8 +76,11 @@ def test_an_autoencoder_cannot_be_sampled(tmp_path):
 
 def test_raw_and_averaged_parameters_are_told_apart(flow_run):
   arrays = runs.read_arrays(flow_run)
+  checkpoint = flow_run / "checkpoints" / "4"
   for name in restore.WEIGHTS:
-    found = restore.restore(flow_run, weights=name).params
-    kernel = found["transformer"]["patch_in"]["kernel"]
+    found = restore.restore(flow_run, weights=name)
+    assert found.weights == name
+    assert found.digest == manifest.read(checkpoint)["digest"]
+    kernel = found.params["transformer"]["patch_in"]["kernel"]
     want = arrays[name]["transformer.patch_in.kernel"]
     np.testing.assert_array_equal(kernel, want)

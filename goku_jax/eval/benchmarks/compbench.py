@@ -13,21 +13,20 @@ from goku_jax.typing import UserError
 
 IMAGES = 10
 PROMPTS = 300  # of a category
-GOKU = ("color", "shape", "texture")  # those of Table 5
+CATEGORIES = ("color", "shape", "texture")  # those of Table 5
 
 
-def read(source, categories=GOKU) -> Benchmark:
-  """The images of all prompts of some categories.
+def read(source) -> Benchmark:
+  """The images of all prompts of the paper's categories.
 
   Args:
     source: the tool's folder examples/dataset, of {category}_val.txt.
-    categories: which.
 
   Raises:
     UserError: a file is missing, or the tool could not tell its prompts.
   """
   samples = []
-  for category in categories:
+  for category in CATEGORIES:
     path = pathlib.Path(source) / f"{category}_val.txt"
     try:
       lines = path.read_bytes().decode().splitlines()
@@ -43,6 +42,6 @@ def read(source, categories=GOKU) -> Benchmark:
       prompt = prompts[k // IMAGES]
       name = f"{category}/samples/{prompt}_{k:06}.png"
       samples.append(Sample(prompt, name, len(samples)))
-  total = IMAGES * PROMPTS * len(categories)
-  reads = tuple(f"{category}/samples/*" for category in categories)
+  total = IMAGES * PROMPTS * len(CATEGORIES)
+  reads = tuple(f"{category}/samples/*" for category in CATEGORIES)
   return check_names(Benchmark("compbench", tuple(samples), total, reads))

@@ -4,8 +4,8 @@ Nothing but what the tool reads is ever in the folder. Beside it, FOLDER.made
 holds
 
   run.json         what drew the samples: no two runs mix in a folder
-  samples-N.jsonl  of process N: each sample's prompt, seed and path, and the
-                   rewritten prompt
+  samples.jsonl    each sample's prompt, the rewritten prompt, path, and index,
+                   which gives its noise together with the seed
   parts/           samples whose grid is not whole yet
   partial/         files that are being written
 """
@@ -14,7 +14,6 @@ import json
 import pathlib
 import shutil
 import uuid
-from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image
@@ -27,20 +26,19 @@ from goku_jax.typing import UserError
 
 
 class Writer:
-  """Writes the samples of one benchmark; several processes may share a folder.
+  """Writes the samples of one benchmark, in one process.
 
   Args:
     folder: what the tool is given; made, as are those above it.
     benchmark: whose samples are written.
     run: whatever says how they are drawn (checkpoint, weights, solver, seed,
       rewriter), as JSON has it.
-    process: number of the process that writes.
 
   Raises:
     UserError: the folder holds samples of another run, or cannot be written.
   """
 
-  def __init__(self, folder, benchmark: Benchmark, run: dict, process=0):
+  def __init__(self, folder, benchmark: Benchmark, run: dict):
     self.folder = pathlib.Path(folder).resolve()
     self.beside = beside_of(self.folder)
     self._benchmark = benchmark
@@ -48,14 +46,12 @@ class Writer:
     for path in (self.folder, self._parts, self._partial):
       files.make_folder(str(path), "out")
     self._keep_run(run)
-    self._lines = lines.Log(self.beside / f"samples-{process}.jsonl")
+    self._lines = lines.Log(self.beside / "samples.jsonl")
 
   def _keep_run(self, run):
     path = self.beside / "run.json"
-    # In this order: another process writes its samples after this file.
-    holds = any(self.folder.iterdir())
     if not path.exists():
-      if holds:
+      if any(self.folder.iterdir()):
         raise UserError(
           f"{self.folder} holds files already, and no {path.name} says of"
           " which run: choose another --out"
@@ -69,39 +65,31 @@ class Writer:
         " choose another --out, or remove it and what is beside it"
       )
 
-  def missing(self, process=0, count=1) -> list[Sample]:
-    """The samples that are still to be drawn by one of `count` processes.
-
-    The share of each is the same whatever the others have drawn by now.
-    """
-    share = self._benchmark.samples[process::count]
-    return [sample for sample in share if not self._has(sample)]
+  def missing(self) -> list[Sample]:
+    """The samples that are still to be drawn."""
+    return [s for s in self._benchmark.samples if not self._has(s)]
 
   def _has(self, sample) -> bool:
     if exists(self.folder, sample.path):
       return not sample.beside or exists(self.folder, sample.beside.path)
     return sample.part is not None and exists(self._parts, _part_of(sample))
 
-  def write(
-    self, sample: Sample, pixels: np.ndarray, *, seed: int, rewritten=None
-  ) -> bool:
-    """Writes a sample, unless it is there; returns whether it did.
+  def write(self, sample: Sample, pixels: np.ndarray, rewritten=None):
+    """Writes a sample, unless it is there.
 
     Args:
       sample: of the benchmark.
       pixels: uint8 RGB, [T, H, W, 3] of a video, [H, W, 3] of an image or
         [1, H, W, 3] of one.
-      seed: that it was drawn from.
       rewritten: the prompt that the model was given, where it was another.
     """
-    wrote = not self._has(sample)
-    if wrote:
+    if not self._has(sample):
       # First, so that no file is without its line.
       self._lines.append(
         dict(
           prompt=sample.prompt,
           rewritten=rewritten,
-          seed=seed,
+          index=sample.seed_index,
           path=sample.path,
           part=sample.part,
         )
@@ -109,26 +97,9 @@ class Writer:
       self._write(sample, pixels)
     if sample.part is not None:
       self._join(sample)
-    return wrote
-
-  def write_all(self, drawn: Iterable[tuple], rewritten=None) -> int:
-    """Writes (sample, pixels, seed) as they come; returns how many it wrote.
-
-    Args:
-      drawn: may be lazy.
-      rewritten: rewritten prompts by prompt.
-    """
-    rewritten = rewritten or {}
-    return sum(
-      self.write(s, pixels, seed=seed, rewritten=rewritten.get(s.prompt))
-      for s, pixels, seed in drawn
-    )
 
   def finish(self) -> None:
-    """Joins parts that are left and removes what is not kept.
-
-    By one process, once all have written.
-    """
+    """Joins parts that are left and removes what is not kept."""
     for sample in self._benchmark.samples:
       if sample.part is not None:
         self._join(sample)
@@ -164,10 +135,7 @@ class Writer:
     if not exists(self.folder, sample.path):
       if not all(name.exists() for name in names):
         return
-      try:
-        grid = _grid([np.asarray(Image.open(name)) for name in names], path)
-      except FileNotFoundError:  # another process has just joined them
-        return
+      grid = _grid([np.asarray(Image.open(name)) for name in names], path)
       self._place(path, Image.fromarray(grid).save)
     for name in names:
       name.unlink(missing_ok=True)
@@ -192,19 +160,6 @@ def beside_of(folder) -> pathlib.Path:
   """The folder of what the tool must not see."""
   folder = pathlib.Path(folder).resolve()
   return folder.with_name(f"{folder.name}.made")
-
-
-def read_lines(folder) -> list[dict]:
-  """What was noted of each sample in a folder, by path and part.
-
-  Each has `prompt`, `rewritten`, `seed`, `path` and `part`. One that was begun
-  twice is told once.
-  """
-  found = {}
-  for path in sorted(beside_of(folder).glob("samples-*.jsonl")):
-    for line in lines.read(path):
-      found[line["path"], line["part"] or 0] = line
-  return [found[key] for key in sorted(found)]
 
 
 def _part_of(sample: Sample) -> str:

@@ -57,29 +57,34 @@ def test_dpg_refuses_a_name_that_the_tool_would_cut(tmp_path):
     dpg.read(tmp_path)
 
 
+def write_compbench(folder, lines):
+  for category in compbench.CATEGORIES:
+    write_lines(folder / f"{category}_val.txt", lines)
+
+
 def test_compbench_counts_over_a_category(tmp_path):
   # A prompt twice, as it may be: its images have other numbers.
-  lines = ["a red bowl", "", "a clock reads 11:44. ", "a red bowl"]
-  for category in ("color", "shape"):
-    write_lines(tmp_path / f"{category}_val.txt", lines)
-  benchmark = compbench.read(tmp_path, ("color", "shape"))
+  write_compbench(
+    tmp_path, ["a red bowl", "", "a clock reads 11:44. ", "a red bowl"]
+  )
+  benchmark = compbench.read(tmp_path)
   paths = [sample.path for sample in benchmark.samples]
-  assert len(set(paths)) == 60
-  assert benchmark.protocol == 6000
+  assert len(set(paths)) == 90
+  assert benchmark.protocol == 9000
   assert paths[9] == "color/samples/a red bowl_000009.png"
   assert paths[10] == "color/samples/a clock reads 11:44._000010.png"
   assert paths[29] == "color/samples/a red bowl_000029.png"
   assert paths[30] == "shape/samples/a red bowl_000000.png"
-  assert [s.seed_index for s in benchmark.samples] == list(range(60))
+  assert [s.seed_index for s in benchmark.samples] == list(range(90))
 
 
 def test_compbench_refuses_what_its_tool_would_misread(tmp_path):
-  write_lines(tmp_path / "color_val.txt", ["a red_bowl"])
+  write_compbench(tmp_path, ["a red_bowl"])
   with pytest.raises(UserError, match="a red_bowl"):
-    compbench.read(tmp_path, ("color",))
-  write_lines(tmp_path / "color_val.txt", ["a red/blue bowl"])
+    compbench.read(tmp_path)
+  write_compbench(tmp_path, ["a red/blue bowl"])
   with pytest.raises(UserError, match="cannot name a file"):
-    compbench.read(tmp_path, ("color",))
+    compbench.read(tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(set(READERS) - {"vbench"}))

@@ -173,6 +173,21 @@ def type_name(config, key) -> str:
   return {int: "an int", bool: "true or false"}.get(kind, f"a {kind.__name__}")
 
 
+def make_settings(kind, found: dict, section: str):
+  """A section of a config as the NamedTuple `kind`, whose keys are all its own.
+
+  Raises:
+    UserError: a key is missing or unknown.
+  """
+  other = found.keys() ^ set(kind._fields)
+  if other:
+    raise UserError(
+      f"{section}: {', '.join(sorted(other))} missing or unknown; its settings"
+      f" are {', '.join(kind._fields)}"
+    )
+  return kind(**found)
+
+
 def save_config(workdir, config):
   """Writes the resolved config beside the checkpoints."""
   files.write_json(os.path.join(workdir, "config.json"), config.to_dict())

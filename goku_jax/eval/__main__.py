@@ -18,7 +18,8 @@ The suite `digits` draws videos of a flow model from prompts and lets an honest
 judge (`eval/digits.py`) read which digit they show and where it moves, beside
 real held-out clips, their reconstruction by the autoencoder, and an untrained
 model. FOLDER receives report.md, report.json, contact_sheet.png and
-samples/*.mp4 too (with --watch in a folder for each step).
+samples/*.mp4 too (in a folder for each step with --watch, and in one for each
+of several --weights).
 
 `fid` (FID, sFID, Inception score, precision, recall as ADM's evaluator has
 them), `fvd` (and KVD) and `vgg16` are distances between what is drawn and what

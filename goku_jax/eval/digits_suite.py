@@ -10,15 +10,16 @@ class too; one of classes alone cannot be asked for a motion, and is refused.
 import functools
 import pathlib
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from goku_jax import job
+from goku_jax import files, job
+from goku_jax.config import make_settings
 from goku_jax.data import digits as data
 from goku_jax.data import video_io
 from goku_jax.eval import digit_distances, digits
-from goku_jax.flow import noise
 from goku_jax.models import vae_stream
 from goku_jax.sample import codec as codecs
 from goku_jax.sample import draw, restore
@@ -31,43 +32,35 @@ NUM_SHOWN = 24  # on the sheet and as files
 SEED_REAL = 1
 
 
-def run(
-  run: restore.Restored,
-  out,
-  *,
-  num_videos: int,
-  seed: int,
-  num_steps: int,
-  guidance_scale: float,
-  shift: float,
-  started: float,
-) -> dict:
-  """Figures of every set; writes them and the pictures to the folder `out`.
+class Settings(NamedTuple):
+  """The section `evals.digits` of a config."""
 
-  `seconds` counts from `started`, in seconds of the epoch: the work that led
-  here may be older than this process.
+  num_videos: int  # generated from prompts of training
+  num_steps: int  # of sampling
+  guidance_scale: float
+  shift: float
+  seed: int  # of noise and of the judge
+
+
+def run(run: restore.Restored, out, *, started: float, **settings) -> dict:
+  """Figures of every set; all processes draw, the first one writes to `out`.
+
+  Args:
+    run: the model.
+    out: folder of report.md, report.json, contact_sheet.png and samples/*.mp4.
+    started: what `seconds` counts from, in seconds of the epoch: the work that
+      led here may be older than this process.
+    settings: as of `Settings`.
+
+  Raises:
+    UserError: a setting, or a model that shows no motion or reads no text.
   """
-  out = pathlib.Path(out)
+  options = check_settings(run, **settings)
   canvas, num_frames = run.config.sample.size[0], run.config.sample.num_frames
-  if num_frames < 5:
-    raise UserError(f"the run's clips of {num_frames} frames show no motion")
-  if not run.model.text_config:
-    raise UserError(
-      "this model reads no text, and the suite asks for motion in words: judge"
-      " one of condition=text or both"
-    )
-  if num_videos < 1:
-    raise UserError(f"evals.digits.num_videos={num_videos}: set 1 or more")
-  noise.check_seed(seed, "evals.digits.seed")
+  sampling = dict(num_frames=num_frames, **options._asdict())
+  num_videos, seed = sampling.pop("num_videos"), options.seed
   judge = digits.train_judge(seed, canvas=canvas)
   print(f"judge accuracy on held-out glyphs {judge.accuracy:.4f}", flush=True)
-  sampling = dict(
-    num_frames=num_frames,
-    seed=seed,
-    num_steps=num_steps,
-    guidance_scale=guidance_scale,
-    shift=shift,
-  )
 
   def judged(model, num, pairs):
     asked = requests(num, pairs)
@@ -91,23 +84,73 @@ def run(
   videos, asked = found["real"]
   found["reconstructed"] = reconstruct(run.codec, videos), asked
   scores = {name: judge_set(judge, *pair) for name, pair in found.items()}
-  write_samples(out, found)
-  distances = {
-    name: digit_distances.measure(judge, found["real"], pair, seed, canvas)
-    for name, pair in found.items()
-    if name in ("generated", "reconstructed")
-  }
+  distances = measure(judge, found, seed, canvas)
   result = {
     "judge_accuracy": judge.accuracy,
     **scores,
-    **{f"{name}_distances": found for name, found in distances.items()},
+    **distances,
     "step": run.step,
     **sampling,
     "seconds": time.time() - started,
   }
-  (out / "report.md").write_text(digits.report_markdown(result))
-  job.write_json(out / "report.json", result)
+  write(pathlib.Path(out), found, result)
   return result
+
+
+def measure(judge, found: dict, seed: int, canvas: int) -> dict:
+  """Distances from real clips of those that were generated, and decoded."""
+  train = digit_distances.training(judge, canvas)
+  real = digit_distances.read(judge, *found["real"])
+  distances = {}
+  for name in ("generated", "reconstructed"):
+    made = digit_distances.read(judge, *found[name])
+    cas = digit_distances.cas(made, seed=seed, canvas=canvas)
+    compared = digit_distances.compare(train, real, made)
+    distances[f"{name}_distances"] = {**compared, "cas": cas}
+  return distances
+
+
+def check_settings(run: restore.Restored, **settings) -> Settings:
+  """The settings, refused where the run's model could not follow."""
+  options = make_settings(Settings, settings, "evals.digits")
+  sample = run.config.sample
+  if sample.num_frames < 5:
+    raise UserError(
+      f"the run's clips of {sample.num_frames} frames show no motion"
+    )
+  if not run.model.text_config:
+    raise UserError(
+      "this model reads no text, and the suite asks for motion in words: judge"
+      " one of condition=text or both"
+    )
+  if options.num_videos < 2:
+    raise UserError(
+      f"evals.digits.num_videos={options.num_videos}: set 2 or more"
+    )
+  captions, digit, *_ = map(list, zip(*requests(1, "train"), strict=True))
+  sampling = options._asdict()
+  del sampling["num_videos"]
+  try:
+    draw.check(
+      run,
+      captions,
+      labels=digit if run.model.config.num_classes else None,
+      num_frames=sample.num_frames,
+      **sampling,
+    )
+  except UserError as error:
+    raise UserError(f"evals.digits: {error}") from error
+  return options
+
+
+def write(out: pathlib.Path, found: dict, result: dict):
+  """Pictures, the page and, last, the figures: by the first process alone."""
+  if jax.process_index():
+    return
+  write_samples(out, found)
+  page = digits.report_markdown(result)
+  files.write_whole(out / "report.md", page.encode())
+  files.write_json(out / "report.json", result)
 
 
 def requests(num: int, pairs: str) -> list[tuple]:

@@ -52,18 +52,32 @@ def prdc(
   return _balls(real_ND, made_MD, k, np.less, "float64")
 
 
-def auth_pct(train_ND: np.ndarray, made_MD: np.ndarray) -> float:
+def auth_pct(
+  train_ND: np.ndarray,
+  made_MD: np.ndarray,
+  example_N: np.ndarray | None = None,
+) -> float:
   """The share of generated samples that are no copies; 0 is all copied.
 
   Read it beside the value of held-out real samples, not beside 1.
+
+  Args:
+    example_N: number of the training example that each training sample is a
+      view of: how far it is from another view of its own says nothing of
+      copying, and does not count. By default each is an example.
   """
   train_ND, made_MD = _pair(train_ND, made_MD)
-  radius_N = _radii(train_ND, 1, "float64")
+  if example_N is None:
+    example_N = np.arange(len(train_ND))
+  if len(np.unique(example_N)) < 2:
+    raise UserError("one training example has no neighbour: read more")
   authentic = 0
   for rows in _blocks(made_MD):
     distance = _squared_distances(made_MD[rows], train_ND, "float64")
     nearest = distance.argmin(1)
-    authentic += (distance.min(1) > radius_N[nearest]).sum()
+    between = _squared_distances(train_ND[nearest], train_ND, "float64")
+    between[example_N[nearest, None] == example_N] = np.inf
+    authentic += (distance.min(1) > between.min(1)).sum()
   return float(authentic / len(made_MD))
 
 

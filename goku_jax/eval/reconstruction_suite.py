@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from goku_jax import job
+from goku_jax.config import make_settings
 from goku_jax.data import transforms, video_io, videos
 from goku_jax.eval import linear_coder, reconstruction, samples
 from goku_jax.models import vae_stream
@@ -127,7 +128,7 @@ def run(
 
 def check_settings(stride, **settings) -> Settings:
   """The settings of a config, refused where no autoencoder could follow."""
-  options = _make_settings(settings)
+  options = make_settings(Settings, settings, "evals.reconstruction")
   wrong = lambda name, says: UserError(
     f"evals.reconstruction.{name}={getattr(options, name)!r}: {says}"
   )
@@ -152,16 +153,6 @@ def check_settings(stride, **settings) -> Settings:
     if getattr(options, name) % n:
       raise wrong(name, f"set a multiple of the stride, {n} {unit}")
   return options
-
-
-def _make_settings(found: dict) -> Settings:
-  other = found.keys() ^ set(Settings._fields)
-  if other:
-    raise UserError(
-      f"evals.reconstruction: {', '.join(sorted(other))} missing or unknown;"
-      f" its settings are {', '.join(Settings._fields)}"
-    )
-  return Settings(**found)
 
 
 def find_files(folder, options: Settings, split) -> list[pathlib.Path]:

@@ -104,7 +104,8 @@ def judge(
     mesh: of all devices.
     again: whether what has a record already is judged too.
     text_encoder: see `restore.restore`.
-    out: folder for files.
+    out: folder for files; where several kinds of weights are judged, each has
+      a folder of its name in it.
     started: see `run_suite`.
 
   Raises:
@@ -126,8 +127,9 @@ def judge(
     run = restore.restore(
       workdir, step=step, weights=kind, text_encoder=text_encoder, mesh=mesh
     )
+    folder = pathlib.Path(out, kind) if len(weights) > 1 else out
     for name in missing:
-      figures = run_suite(name, run, out, wanted[name], started)
+      figures = run_suite(name, run, folder, wanted[name], started)
       if results:
         results.add(name, run.step, kind, wanted[name], figures)
       found.setdefault(name, {})[kind] = figures

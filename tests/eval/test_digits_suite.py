@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -32,6 +33,8 @@ def report(tmp_path_factory):
       patch.setattr(digits_suite, name, 3)
     train_judge = functools.partial(digits.train_judge, num_steps=3)
     patch.setattr(digits, "train_judge", train_judge)
+    train_on = functools.partial(digits.train_on, num_steps=3)  # of CAS
+    patch.setattr(digits, "train_on", train_on)
     result = digits_suite.run(
       run, out, num_videos=4, seed=0, started=time.time() - 1000, **SAMPLING
     )
@@ -63,6 +66,39 @@ def test_a_model_with_classes_is_given_the_digit(monkeypatch, tmp_path):
     digits_suite.run(run, tmp_path, **more, **SAMPLING)
   with pytest.raises(job.UserError, match="this model reads no text"):
     digits_suite.run(run_with_classes(), tmp_path, **more, **SAMPLING)
+
+
+@pytest.mark.parametrize(
+  ("changes", "says"),
+  [
+    (dict(num_videos=1), "evals.digits.num_videos=1: set 2 or more"),
+    (dict(num_steps=0), "evals.digits: num_steps=0: set 1 or more"),
+    (dict(seed=-1), "evals.digits: seed=-1: set 0 or more"),
+    (dict(shift=None), "evals.digits: shift missing or unknown; its settings"),
+    (dict(solver="heun"), "evals.digits: solver missing or unknown; its"),
+  ],
+)
+def test_a_bad_setting_is_told_before_any_work(
+  monkeypatch, tmp_path, changes, says
+):
+  monkeypatch.delattr(digits, "train_judge")  # the first work there is
+  settings = dict(num_videos=4, seed=0) | SAMPLING | changes
+  settings = {k: v for k, v in settings.items() if v is not None}
+  run = run_with_classes(text=dict(width=32, depth=1, num_heads=2))
+  with pytest.raises(job.UserError, match=says):
+    digits_suite.run(run, tmp_path, started=0.0, **settings)
+
+
+def test_the_first_process_alone_writes(monkeypatch, tmp_path):
+  monkeypatch.setattr(digits_suite, "NUM_REAL", 3)
+  found = dict.fromkeys(digits.ROWS, digits_suite.real_clips(5, 16))
+  with monkeypatch.context() as patch:
+    patch.setattr(jax, "process_index", lambda: 1)
+    digits_suite.write(tmp_path, found, {})
+    assert not list(tmp_path.iterdir())
+  digits_suite.write(tmp_path, found, {})
+  names = {"contact_sheet.png", "report.json", "report.md", "samples"}
+  assert {path.name for path in tmp_path.iterdir()} == names
 
 
 @pytest.mark.parametrize("pairs", ["train", "held_out"])

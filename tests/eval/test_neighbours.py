@@ -104,6 +104,26 @@ def test_authentic_samples_are_those_far_from_what_they_resemble(sets):
   assert neighbours.auth_pct(train, made + 1e3) == 1
 
 
+def test_views_of_one_example_do_not_stand_for_its_neighbours(sets):
+  train, made = sets
+  examples = np.arange(len(train))
+  draw = np.random.default_rng(2)
+  views = np.concatenate(
+    [train, *(train + 1e-3 * draw.normal(size=(3, *train.shape)))]
+  )
+  again = train[:40] + 2e-3 * draw.normal(size=(40, 6))
+  assert neighbours.auth_pct(views, again) > 0.5
+  assert neighbours.auth_pct(views, again, np.tile(examples, 4)) == 0
+  # Without a second view it is the plain figure.
+  assert neighbours.auth_pct(train, made, examples) == neighbours.auth_pct(
+    train, made
+  )
+  found = neighbours.auth_pct(views, made, np.tile(examples, 4))
+  assert found == pytest.approx(neighbours.auth_pct(train, made), abs=0.05)
+  with pytest.raises(UserError, match="one training example"):
+    neighbours.auth_pct(train, made, 0 * examples)
+
+
 def test_what_cannot_be_compared_is_refused(sets):
   real, made = sets
   with pytest.raises(UserError, match="k=5 neighbours of 5 samples"):

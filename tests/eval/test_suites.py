@@ -21,14 +21,14 @@ def mesh():
   return meshes.make_mesh(replica=1, fsdp=-1, sequence=1, tensor=1)
 
 
-def judge(log, flow_run, mesh, step, **more):
+def judge(log, flow_run, mesh, step, weights=("ema", "params"), **more):
   with meshes.use(mesh):
     return suites.judge(
       log,
       {"losses": LOSSES},
       flow_run,
       step=step,
-      weights=["ema", "params"],
+      weights=list(weights),
       mesh=mesh,
       out=log.folder,
       **more,
@@ -85,6 +85,18 @@ def test_what_has_a_record_is_not_judged_again_unless_asked(
     assert not judge(log, flow_run, mesh, 2, again=False)
     assert len(log.records()) == 2
     assert judge(log, flow_run, mesh, 2)["losses"].keys() == {"ema", "params"}
+
+
+def test_the_files_of_one_kind_of_weights_do_not_replace_the_others(
+  monkeypatch, flow_run, tmp_path, mesh
+):
+  seen = []
+  suite = lambda run, out, *_: seen.append(out) or {}
+  monkeypatch.setitem(suites.SUITES, "losses", suite)
+  with results.open_results(tmp_path) as log:
+    judge(log, flow_run, mesh, 2)
+    judge(log, flow_run, mesh, 2, weights=["params"])
+  assert seen == [tmp_path / "ema", tmp_path / "params", tmp_path]
 
 
 def test_following_gives_each_whole_checkpoint_once_and_ends(flow_run):

@@ -107,7 +107,26 @@ def workdir(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def flow_run(tmp_path_factory):
+def made_once(tmp_path_factory):
+  """Paths that one worker makes for all: `made_once(name, make)`."""
+  folder = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    folder = folder.parent
+
+  def path_of(name, make):
+    path, part = folder / name, folder / f"{name}.part"
+    with open(folder / f"{name}.lock", "w") as lock:
+      fcntl.flock(lock, fcntl.LOCK_EX)
+      if not path.exists():
+        make(part)
+        part.rename(path)
+    return path
+
+  return path_of
+
+
+@pytest.fixture(scope="session")
+def flow_run(made_once):
   """A run of four steps, saved at 2 and 4 and judged inside at 3 and 4.
 
   Tests that change it copy it first.
@@ -115,10 +134,14 @@ def flow_run(tmp_path_factory):
   from goku_jax.train import loop  # not before the hook checks shapes
   from tests import runs
 
-  path = tmp_path_factory.mktemp("flow_run")
   changes = dict(total_steps=4, save_every_steps=2, show_every_steps=100)
-  loop.train(runs.read_config(**changes, evals__losses__every_steps=3), path)
-  return path
+  config = runs.read_config(**changes, evals__losses__every_steps=3)
+
+  def make(path):
+    path.mkdir()
+    loop.train(config, path)
+
+  return made_once("flow_run", make)
 
 
 @pytest.fixture

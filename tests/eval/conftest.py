@@ -1,7 +1,5 @@
 """The judge of digits that tests share."""
 
-import fcntl
-import os
 import pickle
 
 import jax
@@ -14,15 +12,13 @@ OPTIMISED = {"_step": ("num_steps",), "_forward": (), "_features": ()}
 
 
 @pytest.fixture(scope="session")
-def judge(tmp_path_factory):
-  """A judge as good as that of the suite, at a third of its price.
+def judge(made_once):
+  """A judge as good as that of the suite, at a third of its price."""
 
-  The workers train one.
-  """
-  folder = tmp_path_factory.getbasetemp()
-  if "PYTEST_XDIST_WORKER" in os.environ:
-    folder = folder.parent
-  path = folder / "judge.pickle"
+  def train(path):
+    trained = digits.train_judge(num_steps=300, batch_size=64)
+    path.write_bytes(pickle.dumps(jax.device_get(trained)))
+
   with pytest.MonkeyPatch.context() as patch:
     for name, static in OPTIMISED.items():
       fn = jax.jit(
@@ -31,11 +27,4 @@ def judge(tmp_path_factory):
         compiler_options={"xla_backend_optimization_level": 2},
       )
       patch.setattr(digits, name, fn)
-    with open(folder / "judge.lock", "w") as lock:
-      fcntl.flock(lock, fcntl.LOCK_EX)
-      if path.exists():
-        trained = pickle.loads(path.read_bytes())
-      else:
-        trained = digits.train_judge(num_steps=300, batch_size=64)
-        path.write_bytes(pickle.dumps(jax.device_get(trained)))
-    yield trained
+    yield pickle.loads(made_once("judge.pickle", train).read_bytes())

@@ -44,10 +44,7 @@ def load_inception(folder, rule: str = "tf1") -> Judge:
   @jax.jit
   def apply(params, images):
     images = resize.resize(images, inception.SIDE, rule)
-    features = inception.Inception().apply(
-      {"params": params}, (images - 128) / 128
-    )
-    return features._asdict()
+    return inception.features(params, (images - 128) / 128)._asdict()
 
   read = _in_batches(lambda x: apply(params, x), ROWS["images"])
   return Judge(read, _about(folder, config, rule))

@@ -8,6 +8,7 @@
   python -m goku_jax.bench --suite=data --config=configs/digits.py \
     --config.data.path=LATENTS
   python -m goku_jax.bench --suite=peer --rounds=10
+  python -m goku_jax.bench --suite=eval
   python -m goku_jax.bench --suite=pod --config=configs/joint.py --short
 
 The suite `step`, which is meant where none is named, times training steps of a
@@ -59,6 +60,13 @@ the same sizes, in turns: `ratio` is PyTorch's seconds over ours. `linear_share`
 is what the blocks' linear layers alone reach of the speed of one matrix product
 of their shape. Needs the extra `parity`.
 
+The suite `eval` reads features of images by Inception and of clips by I3D, and
+takes the Frechet distance of features of --features numbers (2048), beside
+PyTorch's networks of the same random weights and the published formula by
+scipy.linalg.sqrtm: a ratio is the other's seconds over ours, a difference that
+of the results, over the largest. Needs the extras `parity` and `eval`; sqrtm
+takes minutes.
+
 The suite `pod` checks what a config would run on: devices and mesh (and
 --topology), products, memory and bits of each device, exchanges along each axis
 of the mesh; unless --short, attention's kernels and some steps too. It tells a
@@ -72,7 +80,8 @@ from absl import flags
 
 from goku_jax import job
 
-SUITES = ("vae", "conv", "packing", "attention", "data", "peer", "step", "pod")
+SUITES = ("vae", "conv", "packing", "attention", "data", "peer", "eval")
+SUITES += ("step", "pod")
 
 flags.DEFINE_string("suite", "step", f"what is measured: {', '.join(SUITES)}")
 flags.DEFINE_integer("steps", 10, "that are timed", lower_bound=1)
@@ -87,6 +96,7 @@ flags.DEFINE_list("memory_frames", "17,65,257", "lengths of clips; '' for none")
 flags.DEFINE_string("calibrate", None, "file for the times of packs")
 flags.DEFINE_string("variant", None, "of the model that is timed")
 flags.DEFINE_integer("tokens", None, "of a timed pack", lower_bound=32)
+flags.DEFINE_integer("features", 2048, "numbers of each", lower_bound=2)
 
 
 def main(
@@ -104,6 +114,7 @@ def main(
   config=None,
   topology=None,
   short=False,
+  features=2048,
 ):
   """Returns the figures of the suite."""
   if suite not in SUITES:
@@ -122,13 +133,17 @@ def main(
   if config:
     raise job.UserError(f"--suite={suite} takes no --config: leave it out")
   # JAX is slow to import.
-  from goku_jax.bench import attention, conv, machine, peer, vae
+  from goku_jax.bench import attention, conv, judges, machine, peer, vae
 
-  if suite == "attention":
-    return {**attention.compare(rounds), **machine.describe("float32")}
-  if suite == "peer":
-    sizes = (variant or "small", tokens or peer.TOKENS)
-    return {**peer.compare(rounds, *sizes), **machine.describe("float32")}
+  beside_others = {
+    "attention": lambda: attention.compare(rounds),
+    "peer": lambda: peer.compare(
+      rounds, variant or "small", tokens or peer.TOKENS
+    ),
+    "eval": lambda: judges.compare(rounds, features),
+  }
+  if suite in beside_others:
+    return {**beside_others[suite](), **machine.describe("float32")}
   if suite == "conv":
     return {**conv.compare(rounds, dtype), **machine.describe(dtype)}
   return {

@@ -11,17 +11,19 @@ import multiprocessing
 from goku_jax.typing import UserError
 
 
-def versions() -> dict:
-  """Those of torch and diffusers.
+def versions(*names: str, extras: str = "parity") -> dict:
+  """Those of packages, torch and diffusers unless named, which extras bring.
 
   Raises:
     UserError: one is missing.
   """
+  names = names or ("diffusers", "torch")
   try:
-    return {n: importlib.metadata.version(n) for n in ("torch", "diffusers")}
+    return {name: importlib.metadata.version(name) for name in names}
   except importlib.metadata.PackageNotFoundError as error:
     raise UserError(
-      "this suite needs diffusers and torch: pip install 'goku_jax[parity]'"
+      f"this suite needs {' and '.join(names)}: pip install"
+      f" 'goku_jax[{extras}]'"
     ) from error
 
 

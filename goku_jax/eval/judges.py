@@ -47,8 +47,7 @@ def load_inception(folder) -> Judge:
 
   def apply(params, images):
     images = resize.resize(images, inception.SIDE, "tf1")
-    network = inception.Inception()
-    return network.apply({"params": params}, (images - 128) / 128)._asdict()
+    return inception.features(params, (images - 128) / 128)._asdict()
 
   return _judge(apply, params, config, IMAGES, "tf1")
 

@@ -3,7 +3,7 @@
 In float64 by NumPy alone, of features that some network gave.
 
   Frechet    |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2), the last by the
-             eigenvalues of R S2 R with R = S1^(1/2) (Heusel et al. 2017,
+             eigenvalues of R^T S2 R with R R^T = S1 (Heusel et al. 2017,
              arXiv:1706.08500, equation 6)
   kernel     unbiased MMD^2 with k(x, y) = (x.y / D + 1)^3 (Binkowski et al.
              2018, arXiv:1801.01401)
@@ -122,14 +122,21 @@ def frechet_distance(one: Gaussian, two: Gaussian) -> float:
       f"features of {len(one.mean)} and {len(two.mean)} numbers: compare those"
       " of one network and layer"
     )
-  values, vectors = np.linalg.eigh(one.covariance)
-  # Not R S2 R with R = V w^(1/2) V^T but V^T of it V: the same eigenvalues.
-  root = vectors * np.sqrt(np.maximum(values, 0))
+  root = _root(one.covariance)
   product = np.linalg.eigvalsh(root.T @ two.covariance @ root)
   # Rounding makes some zeros negative.
   cross = np.sqrt(np.maximum(product, 0)).sum()
   traces = np.trace(one.covariance) + np.trace(two.covariance)
   return float(np.square(one.mean - two.mean).sum() + traces - 2 * cross)
+
+
+def _root(covariance):
+  """R with R R^T = S: R^T S2 R has the eigenvalues of S^(1/2) S2 S^(1/2)."""
+  try:
+    return np.linalg.cholesky(covariance)  # a tenth of the time
+  except np.linalg.LinAlgError:  # fewer samples than numbers
+    values, vectors = np.linalg.eigh(covariance)
+    return vectors * np.sqrt(np.maximum(values, 0))
 
 
 def kernel_distance(one_ND: np.ndarray, two_ND: np.ndarray) -> float:

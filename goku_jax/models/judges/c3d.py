@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from goku_jax.models import conv
+from goku_jax.models.judges.layers import max_pool
 from goku_jax.typing import UserError
 
 MEAN = "mean2.npz"
@@ -80,7 +81,7 @@ class Convolution(nn.Module):
 
 def _pool(x, frames):
   window = (frames, 2, 2)
-  return nn.max_pool(x, window, window, "SAME")  # an odd row counts, as theirs
+  return max_pool(x, window, window, "SAME")  # an odd row counts, as theirs
 
 
 @functools.cache

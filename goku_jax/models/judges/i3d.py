@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from goku_jax.models.judges.layers import ConvUnit
+from goku_jax.models.judges.layers import ConvUnit, max_pool
 from goku_jax.typing import UserError
 
 ORIGIN = (
@@ -61,12 +61,12 @@ class I3D(nn.Module):
     unit = functools.partial(ConvUnit, bn_eps=self.bn_eps)
     x = clips_NTHWC
     x = unit(64, (7, 7, 7), stride=2, name="Conv3d_1a_7x7")(x)
-    x = nn.max_pool(x, (1, 3, 3), (1, 2, 2), "SAME")
+    x = max_pool(x, (1, 3, 3), (1, 2, 2), "SAME")
     x = unit(64, (1, 1, 1), name="Conv3d_2b_1x1")(x)
     x = unit(192, (3, 3, 3), name="Conv3d_2c_3x3")(x)
     for name, widths in BLOCKS.items():
       if name in POOLS:
-        x = nn.max_pool(x, *POOLS[name], "SAME")
+        x = max_pool(x, *POOLS[name], "SAME")
       x = Block(widths, self.bn_eps, name=name)(x)
     x = nn.avg_pool(x, (2, 7, 7))
     logits = nn.Dense(CLASSES, precision="highest", name="logits")(x)
@@ -87,7 +87,7 @@ class Block(nn.Module):
     b0 = unit(w[0], one, name="b0")(x)
     b1 = unit(w[2], cube, name="b1b")(unit(w[1], one, name="b1a")(x))
     b2 = unit(w[4], cube, name="b2b")(unit(w[3], one, name="b2a")(x))
-    pooled = nn.max_pool(x, cube, padding="SAME")
+    pooled = max_pool(x, cube, padding="SAME")
     b3 = unit(w[5], one, name="b3b")(pooled)
     return jnp.concatenate([b0, b1, b2, b3], -1)
 

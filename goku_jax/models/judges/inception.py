@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from goku_jax.models.judges.layers import ConvUnit
+from goku_jax.models.judges.layers import ConvUnit, max_pool, mean_pool
 
 ORIGIN = (
   "pt_inception-2015-12-05-6726825d.pth of the release fid_weights of "
@@ -32,7 +32,9 @@ CLASSES = 1008
 SPATIAL_CHANNELS = 7
 BN_EPS = 1e-3
 Unit = functools.partial(ConvUnit, bn_eps=BN_EPS)
-_max_pool = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2))
+_average = functools.partial(mean_pool, window=(3, 3))
+_max_pool = functools.partial(max_pool, window=(3, 3), strides=(2, 2))
+_max_pool_same = functools.partial(max_pool, window=(3, 3), padding="SAME")
 
 
 class Features(NamedTuple):
@@ -157,12 +159,18 @@ class BlockE(nn.Module):
     return jnp.concatenate([one, *sides, pool], -1)
 
 
-def _average(x_NHWC):
-  return nn.avg_pool(x_NHWC, (3, 3), padding="SAME", count_include_pad=False)
+def features(params, images_NHWC: Float[Array, "N 299 299 3"]) -> Features:
+  """`Inception` of all images; on CPUs of one after the other.
 
+  What the first layers make of one image stays in the CPU's cache.
+  """
+  whole = lambda images: Inception().apply({"params": params}, images)
 
-def _max_pool_same(x_NHWC):
-  return nn.max_pool(x_NHWC, (3, 3), padding="SAME")
+  def one_by_one(images):
+    found = jax.lax.map(whole, images[:, None])
+    return jax.tree.map(lambda x: x[:, 0], found)
+
+  return jax.lax.platform_dependent(images_NHWC, cpu=one_by_one, default=whole)
 
 
 @functools.cache

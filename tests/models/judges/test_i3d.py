@@ -30,7 +30,7 @@ def test_clips_of_fewer_than_ten_frames_are_refused():
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
   """torch's, and parameters and config that came out of its files."""
-  from tests.models.judges import torch_i3d, torch_weights
+  from goku_jax.bench import torch_i3d, torch_weights
 
   theirs = torch_weights.make(torch_i3d.I3D)
   assert len(theirs.state_dict()) == 344

@@ -18,6 +18,7 @@ def pad(x, window, stride):
 
 
 def pool(x, window, stride):
+  """The largest of each window."""
   return F.max_pool3d(pad(x, window, stride), window, stride)
 
 

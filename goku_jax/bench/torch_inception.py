@@ -33,6 +33,7 @@ class Branches(nn.Module):
 
 
 def average(x):
+  """Means over 3x3, of what lies inside."""
   return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 

@@ -4,18 +4,22 @@ A run on latents carries the autoencoder's weights in its workdir (`vae/`,
 written by `prepare` beside the latents); a run on pixels has no such folder.
 """
 
+import concurrent.futures
+import math
 import pathlib
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from goku_jax import trees, weights
 from goku_jax.models import vae, vae_stream
-from goku_jax.parallel import mesh as meshes
 from goku_jax.typing import UserError
 
 FOLDER = "vae"
-CHUNK = 16  # clips decoded at once
+BATCH = 16  # clips decoded at once, or fewer:
+PIXELS = 1 << 23  # of them together; of a longer clip, those at once
 
 
 class Codec(NamedTuple):
@@ -72,28 +76,63 @@ def latent_shape(codec: Codec, num_frames: int, height: int, width: int):
 def decode(codec: Codec, latents: list[np.ndarray]) -> list[np.ndarray]:
   """Videos uint8 `[T, H, W, 3]` of normalised latents `[t, h, w, c]`.
 
-  Latents of one shape are decoded together, in chunks of a fixed size, so
-  that each shape compiles once.
+  Latents of one shape are decoded together, in batches of a fixed size, so
+  that each shape compiles once a device; the devices of this process work
+  beside each other. Long clips are streamed, which changes nothing.
   """
   videos = [None] * len(latents)
-  for shape in {x.shape for x in latents}:
-    places = [i for i, x in enumerate(latents) if x.shape == shape]
-    for start in range(0, len(places), CHUNK):
-      here = places[start : start + CHUNK]
-      # Padded with copies of the last one.
-      padded = here + here[-1:] * (min(CHUNK, len(places)) - len(here))
-      pixels = _pixels(codec, np.stack([latents[i] for i in padded]))
-      for i, video in zip(here, pixels, strict=False):
-        videos[i] = video
+
+  def run(here, size, device):
+    padded = here + here[-1:] * (size - len(here))
+    batch = np.stack([latents[i] for i in padded])
+    for i, video in zip(here, _pixels(codec, batch, device), strict=False):
+      videos[i] = video
+
+  parts = list(_parts(codec, [x.shape for x in latents]))
+  devices = jax.local_devices()
+  # Threads of their own: the mesh of the one that asks is of all processes.
+  with concurrent.futures.ThreadPoolExecutor(len(devices)) as pool:
+    work = [
+      pool.submit(run, *part, devices[i % len(devices)])
+      for i, part in enumerate(parts)
+    ]
+    for one in work:
+      one.result()
   return videos
 
 
-def _pixels(codec: Codec, latents_BTHWC: np.ndarray) -> np.ndarray:
+def decode_together(codec: Codec, latents: list[np.ndarray]):
+  """`decode` of latents of one shape, its work shared by all processes.
+
+  All call it with the same latents, and get all videos.
+  """
+  count = jax.process_count()
+  if count == 1:
+    return decode(codec, latents)
+  rows = -(-len(latents) // count)
+  own = [latents[i] for i in range(jax.process_index(), len(latents), count)]
+  videos = decode(codec, own + latents[:1] * (rows - len(own)))
+  gathered = multihost_utils.process_allgather(np.stack(videos))
+  return [gathered[i % count, i // count] for i in range(len(latents))]
+
+
+def _parts(codec, shapes):
+  """Places of latents that go together, and how many these are with copies."""
+  for shape in dict.fromkeys(shapes):
+    places = [i for i, other in enumerate(shapes) if other == shape]
+    pixels = math.prod(shape[:3]) * math.prod(codec.stride)
+    size = min(BATCH, max(1, PIXELS // pixels), len(places))
+    for start in range(0, len(places), size):
+      yield places[start : start + size], size
+
+
+def _pixels(codec: Codec, latents_BTHWC: np.ndarray, device) -> np.ndarray:
   video = latents_BTHWC * codec.std + codec.mean
   if codec.model:
-    # Its parameters may be on one device, and one process may decode alone.
-    with meshes.use(meshes.make_one_device_mesh()):
-      video = vae_stream.decode(codec.model, codec.params, video)
+    params = jax.device_put(codec.params, device)
+    B, _, H, W, _ = video.shape
+    frames = PIXELS // (B * H * W * math.prod(codec.stride))
+    video = vae_stream.decode(codec.model, params, video, chunk=max(frames, 1))
   return to_uint8(video)
 
 

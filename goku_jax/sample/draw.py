@@ -59,7 +59,7 @@ def draw(
         f"sample {place} has numbers that are not finite: the model of step"
         f" {run.step} is broken, take an earlier one"
       )
-  return codecs.decode(run.codec, latents)
+  return codecs.decode_together(run.codec, latents)
 
 
 def check(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from goku_jax import checkpoint
+from goku_jax.data import video_io
 from goku_jax.eval import results
 from goku_jax.train import __main__ as train_main
 from tests import runs
@@ -151,3 +152,29 @@ def test_two_processes_judge_as_one_and_each_checkpoint_once(port, tmp_path):
     errors = finish(processes, status=2)
   assert "another evaluation writes to" in errors[0]
   assert "process 0 cannot write to" in errors[1]
+
+
+@pytest.mark.slow
+def test_two_processes_draw_what_one_draws(port, tmp_path):
+  """Each decodes its share of the samples, and the first writes them all."""
+  run, prompts = tmp_path / "run", tmp_path / "evaluation_metadata.jsonl"
+  train_main.main(runs.read_config(**SHORT), str(run))
+  row = {"tag": "counting", "include": [], "prompt": "the digit two"}
+  prompts.write_text(json.dumps(row) + "\n")
+  command = (
+    "eval",
+    f"--workdir={run}",
+    "--suite=geneval",
+    "--config=configs/benchmarks.py",
+    f"--config.evals.geneval.prompts={prompts}",
+    "--config.evals.geneval.num_steps=2",
+  )
+  with two_processes(port, *command, f"--out={tmp_path / 'two'}") as processes:
+    finish(processes)
+  runs.run_job(*command, f"--out={tmp_path / 'one'}")
+  paths = sorted((tmp_path / "one" / "geneval").rglob("samples/*.png"))
+  assert len(paths) == 4
+  for path in paths:
+    other = tmp_path / "two" / path.relative_to(tmp_path / "one")
+    one, two = (video_io.read_video(p)[0].astype(int) for p in (path, other))
+    assert np.abs(one - two).max() <= 1  # by rounding

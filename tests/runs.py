@@ -48,9 +48,9 @@ def start_job(name, *arguments, **environment):
   )
 
 
-def run_job(name, *arguments, status=0):
+def run_job(name, *arguments, status=0, **environment):
   """Runs a job to its end; returns what it printed on both."""
-  with start_job(name, *arguments) as process:
+  with start_job(name, *arguments, **environment) as process:
     try:
       out, err = (text.decode() for text in process.communicate(timeout=200))
     except subprocess.TimeoutExpired:

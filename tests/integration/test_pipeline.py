@@ -15,6 +15,7 @@ import pytest
 
 from goku_jax import checkpoint, weights
 from goku_jax.data import video_io
+from goku_jax.eval import results
 from goku_jax.sample import restore
 from tests import runs
 
@@ -108,6 +109,51 @@ def test_an_autoencoder_is_judged_on_real_films(vae, real_videos, tmp_path):
   again = json.loads((tmp_path / "weights/report.json").read_text())
   for name in ("autoencoder", "linear", "latents"):
     assert again[name] == report[name]
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_docs_judge_a_run_on_other_devices(
+  vae, flow, lpips_weights, tmp_path
+):
+  """Those of docs/evaluation.md in small."""
+  held_out, out = tmp_path / "held_out", tmp_path / "out"
+  runs.run_job(
+    "prepare",
+    f"--config={CONFIG}:stage=prepare,debug",
+    f"--config.vae.workdir={vae}",
+    "--config.data.digits.split=test",
+    "--config.data.digits.num_samples=16",
+    f"--workdir={held_out}",
+  )
+
+  def judge(suite, config, *more, **settings):
+    runs.run_job(
+      "eval",
+      f"--workdir={flow}",
+      f"--suite={suite}",
+      f"--config={config}",
+      f"--out={out}",
+      *(f"--config.evals.{suite}.{k}={v}" for k, v in settings.items()),
+      *more,
+      XLA_FLAGS=f"{runs.FLAGS} --xla_force_host_platform_device_count=2",
+    )
+
+  small = dict(num_samples=16)
+  judge(
+    "losses", CONFIG, "--weights=ema,params", "--watch", path=held_out, **small
+  )
+  judge("digits", CONFIG, num_videos=4, num_steps=1)
+  weights = dict(weights=lpips_weights, num_steps=1)
+  judge("vgg16", "configs/distances.py", **weights, **small)
+  records = results.Results(out).records()
+  assert [(r["suite"], r["step"], r["weights"]) for r in records] == [
+    *(("losses", s, w) for s in (2, 4) for w in ("ema", "params")),
+    ("digits", 4, "ema"),
+    ("vgg16", 4, "ema"),
+  ]
+  assert {r["devices"] for r in records} == {2}
+  for name in ("report.html", "results.md", "curves/losses.loss.png"):
+    assert (out / name).stat().st_size
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ def one_device(monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", " ".join(kept))
 
 
+@pytest.mark.slow
 def test_a_step_is_timed_and_the_figures_agree(one_device):
   config = runs.read_config(total_steps=3)  # fewer than are timed
   found = step.measure(config, 3)

@@ -69,7 +69,9 @@ def test_latents_are_measured_on_a_folder_of_any_sizes(trained, tmp_path):
   assert convert(trained, tmp_path / "out", data=str(tmp_path / "tiny"))
 
 
-@pytest.mark.parametrize("variant", ["run", "wan_debug"])
+@pytest.mark.parametrize(
+  "variant", ["run", pytest.param("wan_debug", marks=pytest.mark.slow)]
+)
 def test_prepare_and_sample_take_a_folder_of_weights(
   variant, trained, tmp_path
 ):

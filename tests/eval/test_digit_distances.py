@@ -156,6 +156,7 @@ def test_two_clips_are_enough(compare, drawn):
   assert np.isfinite(list(found.values())).all()
 
 
+@pytest.mark.slow
 def test_cas_falls_with_wrong_labels_and_not_with_copies(read, drawn):
   short = dict(seed=0, canvas=CANVAS, num_steps=60, batch_size=64)
   cas = lambda *made: digit_distances.cas(read(*made), **short)

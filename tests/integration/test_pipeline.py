@@ -280,6 +280,7 @@ def test_a_run_of_another_model_is_one_line(flow):
   assert err.count(b"\n") == 1
 
 
+@pytest.mark.slow
 def test_latents_may_move_but_not_change(flow, latents, vae, tmp_path):
   """Under the same path too, where another autoencoder may have written."""
   place, run_dir = tmp_path / "place", tmp_path / "flow"

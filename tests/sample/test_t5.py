@@ -369,7 +369,9 @@ def test_settings_out_of_range_are_refused(folder):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("kind", ["encoder", "whole"])
+@pytest.mark.parametrize(
+  "kind", [pytest.param("encoder", marks=pytest.mark.slow), "whole"]
+)
 def test_transformers_gives_the_same_from_the_shards_it_saves(kind, tmp_path):
   """Captions of 1 to 512 tokens, batched and masked there, cut at 512."""
   import torch

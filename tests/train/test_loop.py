@@ -340,9 +340,9 @@ def test_a_model_of_text_from_elsewhere_is_refused(tmp_path):
 
 
 def test_a_resume_that_is_refused_leaves_the_run_as_it_was(straight):
-  workdir, _ = straight("vae")
+  workdir, _ = straight("flow")
   before = (workdir / "config.json").read_bytes()
-  wrong = config_of("vae", mesh__replica=3)
+  wrong = config_of("flow", mesh__replica=3)
   with pytest.raises(job.UserError, match="mesh replica=3"):
     train_main.main(wrong, str(workdir))
   assert (workdir / "config.json").read_bytes() == before

@@ -69,7 +69,7 @@ def theirs(source, clips_NTHWC):
 def test_torch_gives_the_same(source, tmp_path):
   formats.convert(source, "c3d", tmp_path, reverse=False)
   rng = np.random.default_rng(1)
-  clips = rng.integers(0, 256, (2, 16, 60, 80, 3), dtype=np.uint8)
+  clips = rng.integers(0, 256, (1, 16, 60, 80, 3), dtype=np.uint8)
   judge = judges.load_c3d(tmp_path)
   found = judge.read(clips)["logits"]
   wanted = theirs(source, clips.astype(np.float32) / 127.5 - 1)

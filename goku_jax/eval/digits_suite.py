@@ -198,8 +198,8 @@ def reconstruct(codec: codecs.Codec, videos: list) -> list:
   if not codec.model:
     return videos
   latents = []
-  for start in range(0, len(videos), codecs.CHUNK):
-    clips = np.stack(videos[start : start + codecs.CHUNK])
+  for start in range(0, len(videos), codecs.BATCH):
+    clips = np.stack(videos[start : start + codecs.BATCH])
     mean, _ = vae_stream.encode(codec.model, codec.params, clips)
     latents += list((mean - codec.mean) / codec.std)
   return codecs.decode(codec, latents)

@@ -145,9 +145,9 @@ def run_ucf101(run: Restored, settings: dict) -> dict:
   for size in settings["sizes"]:
     name = "x".join(map(str, size))
     real, shape = _real_clips(logits, settings, size)
-    drawn = [
+    drawn = tuple(
       -(-n // (s * p)) * s * p for n, s, p in zip(size, *units, strict=True)
-    ]
+    )
     clip = lambda video, size=size: transforms.crop_centre(
       video[: settings["clip_frames"]], size, "a sample"
     )

@@ -11,8 +11,15 @@ after one flipped byte; here every file is verified before it is read.
 The arrays are saved under their dotted paths (`block.qkv.kernel`, `0.mu.bias`)
 and the structure is the caller's at restore, so that a NamedTuple of an
 optimizer needs no code from the checkpoint.
+
+  python -m goku_jax.checkpoint list|verify|show DIR [--step=N]
+
+DIR is a run or its folder `checkpoints`. list compares sizes; verify reads
+every byte, names the files that differ, and ends with 1 where there are any;
+show prints the arrays of a step.
 """
 
+import argparse
 import concurrent.futures
 import contextlib
 import importlib.metadata
@@ -20,6 +27,8 @@ import json
 import logging
 import pathlib
 import shutil
+import signal
+import sys
 
 import jax
 import orbax.checkpoint as ocp
@@ -287,3 +296,66 @@ def _find_whole(folder, names, step):
       raise UserError(f"{message}; whole steps: {others or 'none'}")
     logging.warning("%s: it was never finished", message)
   return None
+
+
+def main(arguments: list[str]) -> int:
+  """Runs a command of the module's docstring; returns the exit status."""
+  summary, usage = __doc__.split("\n", 1)
+  parser = argparse.ArgumentParser(
+    "python -m goku_jax.checkpoint",
+    description=summary,
+    epilog=usage,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("command", choices=["list", "verify", "show"])
+  parser.add_argument("folder", type=pathlib.Path, metavar="DIR")
+  parser.add_argument("--step", type=int, help="this one alone")
+  given = parser.parse_args(arguments)
+  inside = given.folder / "checkpoints"
+  folder = inside if inside.is_dir() else given.folder
+  steps = _steps(folder) if given.step is None else [given.step]
+  if not steps:
+    print(f"{folder} has no checkpoint", file=sys.stderr)
+    return 2
+  if given.command == "show":
+    return _print_step(folder, steps)
+  told = [_describe(folder / str(s), given.command == "verify") for s in steps]
+  for step, (lines, _) in zip(steps, told, strict=True):
+    print("\n".join(f"step {step}: {line}" for line in lines))
+  return int(not all(whole for _, whole in told))
+
+
+def _describe(path, digests) -> tuple[list[str], bool]:
+  """Lines on a step, and whether it is whole."""
+  try:
+    record = manifest.read(path)
+  except manifest.BrokenError as error:
+    return [f"not whole ({error})"], False
+  files = record["files"]
+  if found := manifest.problems(path, files, digests=digests):
+    return [f"not whole ({line})" for line in found], False
+  size = sum(entry["size"] for entry in files.values())
+  counts = [f"{len(tree)} of {name}" for name, tree in record["trees"].items()]
+  how = "every byte" if digests else "by sizes"
+  arrays = f"arrays: {', '.join(counts)}"
+  return [f"whole, {how}; {size / 1e6:,.1f} MB; {arrays}"], True
+
+
+def _print_step(folder, steps) -> int:
+  """Prints what the newest of the steps that has a manifest holds."""
+  for step in reversed(steps):
+    with contextlib.suppress(manifest.BrokenError):
+      record = manifest.read(folder / str(step))
+      print(f"step {step}, position {json.dumps(record['position'])}")
+      print(", ".join(f"{k} {v}" for k, v in record["versions"].items()))
+      for name, tree in record["trees"].items():
+        for path, leaf in tree.items():
+          print(f"{name}.{path}  {leaf['dtype']} {leaf['shape']}")
+      return 0
+  print(f"{folder}: step {steps[-1]} has no whole manifest", file=sys.stderr)
+  return 2
+
+
+if __name__ == "__main__":
+  signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `show DIR | head`
+  sys.exit(main(sys.argv[1:]))

@@ -58,21 +58,34 @@ def read(folder) -> dict:
 
 def check(folder, files: dict, *, digests=True):
   """Raises `BrokenError` unless the files have these sizes and digests."""
+  if found := problems(folder, files, digests=digests):
+    raise BrokenError(found[0])
+
+
+def problems(folder, files: dict, *, digests=True) -> list[str]:
+  """What is wrong with the files, one line each; nothing where all are whole.
+
+  Args:
+    folder: where they are.
+    files: sizes and digests by path.
+    digests: whether every byte is read, or sizes alone are compared.
+  """
   folder = pathlib.Path(folder)
 
-  def check_file(name):
+  def problem(name):
     path, entry = folder / name, files[name]
     try:
       size = path.stat().st_size
       if size != entry["size"]:
-        raise BrokenError(f"{name} has {size} bytes, not {entry['size']}")
+        return f"{name} has {size} bytes, not {entry['size']}"
       if digests and digest_file(path) != entry["sha256"]:
-        raise BrokenError(f"{name} differs from its digest")
+        return f"{name} differs from its digest"
     except OSError as error:
-      raise BrokenError(f"{name}: {error.strerror}") from error
+      return f"{name}: {error.strerror}"
+    return None
 
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    list(pool.map(check_file, files))
+    return [found for found in pool.map(problem, files) if found]
 
 
 def digest_file(path) -> str:

@@ -334,3 +334,53 @@ def test_the_manifest_says_what_is_inside(three_steps):
     p.relative_to(three_steps / "30") for p in files_of(three_steps / "30")
   }
   assert {str(name) for name in names} == {*record["files"], "manifest.json"}
+
+
+def command(capsys, *arguments):
+  """Status and lines of `python -m goku_jax.checkpoint`."""
+  status = checkpoint.main([str(argument) for argument in arguments])
+  out, err = capsys.readouterr()
+  return status, (out + err).splitlines()
+
+
+def test_steps_are_listed_and_verified_by_hand(steps, capsys):
+  status, lines = command(capsys, "list", steps.parent)
+  assert status == 0
+  assert [line.split(":")[0] for line in lines] == [
+    "step 10",
+    "step 20",
+    "step 30",
+  ]
+  assert "whole, by sizes" in lines[0]
+  assert "3 of params" in lines[0]
+  status, lines = command(capsys, "verify", steps)
+  assert status == 0
+  assert all("whole, every byte" in line for line in lines)
+
+
+def test_all_that_differs_is_named(steps, capsys):
+  for name in ("params/manifest.ocdbt", "opt/_METADATA"):
+    flip(steps / "20" / name)
+  (steps / "10" / "manifest.json").unlink()
+  assert command(capsys, "list", steps)[0] == 1  # for step 10
+  status, lines = command(capsys, "verify", steps)
+  assert status == 1
+  assert lines[0] == "step 10: not whole (manifest.json is missing)"
+  assert sorted(lines[1:3]) == [
+    "step 20: not whole (opt/_METADATA differs from its digest)",
+    "step 20: not whole (params/manifest.ocdbt differs from its digest)",
+  ]
+  assert lines[3].startswith("step 30: whole")
+  assert command(capsys, "verify", steps, "--step=30")[0] == 0
+
+
+def test_the_arrays_of_a_step_are_shown(steps, tmp_path, capsys):
+  (steps / "30" / "manifest.json").unlink()
+  status, lines = command(capsys, "show", steps)
+  assert status == 0
+  assert lines[0] == 'step 20, position {"step": 20}'
+  assert "params.block.half  bfloat16 [8, 16]" in lines
+  status, lines = command(capsys, "show", steps, "--step=30")
+  assert (status, lines) == (2, [f"{steps}: step 30 has no whole manifest"])
+  (tmp_path / "empty").mkdir()
+  assert command(capsys, "list", tmp_path / "empty")[0] == 2

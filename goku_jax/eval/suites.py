@@ -112,10 +112,10 @@ def judge(
     UserError: as `restore` and the suites.
   """
   found = {}
-  if step is None:  # a save meanwhile may not part the processes
-    steps = checkpoint.whole_steps(pathlib.Path(workdir) / "checkpoints")
-    newest = everyone(steps[-1] if steps else -1)
-    step = newest if newest >= 0 else None
+  if jax.process_count() > 1:  # what is saved meanwhile may not part them
+    newest = max(_whole_steps(workdir), default=-1)
+    asked = everyone(newest if step is None else step)
+    step = asked if asked >= 0 else None
   for kind in weights:
     missing = [
       name
@@ -144,9 +144,8 @@ def follow(
   It ends when the one of `last_step` is done. Those that retention removed
   before their turn do not come; all processes get the same ones.
   """
-  folder = pathlib.Path(workdir) / "checkpoints"
   while True:
-    steps = checkpoint.whole_steps(folder)
+    steps = _whole_steps(workdir)
     open_steps = [step for step in steps if not is_done(step)]
     step = everyone(open_steps[0] if open_steps else -1)
     if step >= 0:
@@ -159,8 +158,11 @@ def follow(
 
 def is_there(workdir, step: int) -> bool:
   """Whether a checkpoint is still whole, for the first process and so all."""
-  steps = checkpoint.whole_steps(pathlib.Path(workdir) / "checkpoints")
-  return bool(everyone(int(step in steps)))
+  return bool(everyone(int(step in _whole_steps(workdir))))
+
+
+def _whole_steps(workdir) -> list[int]:
+  return checkpoint.whole_steps(pathlib.Path(workdir) / "checkpoints")
 
 
 def everyone_has(results: Results | None, *record) -> bool:

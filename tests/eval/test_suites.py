@@ -87,6 +87,18 @@ def test_what_has_a_record_is_not_judged_again_unless_asked(
     assert judge(log, flow_run, mesh, 2)["losses"].keys() == {"ema", "params"}
 
 
+def test_a_damaged_newest_step_gives_way_to_the_one_before(
+  flow_run, tmp_path, mesh
+):
+  copy = tmp_path / "run"
+  shutil.copytree(flow_run, copy)
+  path = copy / "checkpoints" / "4" / "ema" / "_METADATA"
+  path.write_bytes(path.read_bytes()[::-1])  # of the same size
+  with results.open_results(tmp_path) as log:
+    judge(log, copy, mesh, None, weights=["ema"])
+    assert [record["step"] for record in log.records()] == [2]
+
+
 def test_the_files_of_one_kind_of_weights_do_not_replace_the_others(
   monkeypatch, flow_run, tmp_path, mesh
 ):

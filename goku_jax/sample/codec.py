@@ -5,8 +5,10 @@ written by `prepare` beside the latents); a run on pixels has no such folder.
 """
 
 import concurrent.futures
+import functools
 import math
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -81,23 +83,24 @@ def decode(codec: Codec, latents: list[np.ndarray]) -> list[np.ndarray]:
   beside each other. Long clips are streamed, which changes nothing.
   """
   videos = [None] * len(latents)
-
-  def run(here, size, device):
-    padded = here + here[-1:] * (size - len(here))
-    batch = np.stack([latents[i] for i in padded])
-    for i, video in zip(here, _pixels(codec, batch, device), strict=False):
-      videos[i] = video
-
-  parts = list(_parts(codec, [x.shape for x in latents]))
+  parts = list(
+    by_shape([x.shape for x in latents], functools.partial(_size, codec))
+  )
   devices = jax.local_devices()
+
+  def run(device, parts):
+    params = jax.device_put(codec.params, device)
+    for here, padded in parts:
+      batch = np.stack([latents[i] for i in padded])
+      for i, video in zip(here, _pixels(codec, params, batch), strict=False):
+        videos[i] = video
+
   # Threads of their own: the mesh of the one that asks is of all processes.
   with concurrent.futures.ThreadPoolExecutor(len(devices)) as pool:
-    work = [
-      pool.submit(run, *part, devices[i % len(devices)])
-      for i, part in enumerate(parts)
-    ]
-    for one in work:
-      one.result()
+    shares = (parts[i :: len(devices)] for i in range(len(devices)))
+    work = zip(devices, filter(None, shares), strict=False)
+    for done in [pool.submit(run, *share) for share in work]:
+      done.result()
   return videos
 
 
@@ -116,20 +119,33 @@ def decode_together(codec: Codec, latents: list[np.ndarray]):
   return [gathered[i % count, i // count] for i in range(len(latents))]
 
 
-def _parts(codec, shapes):
-  """Places of latents that go together, and how many these are with copies."""
+def by_shape(shapes: list[tuple], size_of: Callable[[tuple, int], int]):
+  """Places of things of one shape that go together, some at once.
+
+  Args:
+    shapes: of all, in their order.
+    size_of: how many of a shape go at once, out of its count.
+
+  Yields:
+    tuple: places, and the same with copies of the last one where there are
+    fewer than go at once: so each shape compiles once a device.
+  """
   for shape in dict.fromkeys(shapes):
     places = [i for i, other in enumerate(shapes) if other == shape]
-    pixels = math.prod(shape[:3]) * math.prod(codec.stride)
-    size = min(BATCH, max(1, PIXELS // pixels), len(places))
+    size = size_of(shape, len(places))
     for start in range(0, len(places), size):
-      yield places[start : start + size], size
+      here = places[start : start + size]
+      yield here, here + here[-1:] * (size - len(here))
 
 
-def _pixels(codec: Codec, latents_BTHWC: np.ndarray, device) -> np.ndarray:
+def _size(codec, shape, count):
+  pixels = math.prod(shape[:3]) * math.prod(codec.stride)
+  return min(BATCH, max(1, PIXELS // pixels), count)
+
+
+def _pixels(codec: Codec, params, latents_BTHWC: np.ndarray) -> np.ndarray:
   video = latents_BTHWC * codec.std + codec.mean
   if codec.model:
-    params = jax.device_put(codec.params, device)
     B, _, H, W, _ = video.shape
     frames = PIXELS // (B * H * W * math.prod(codec.stride))
     video = vae_stream.decode(codec.model, params, video, chunk=max(frames, 1))

@@ -5,12 +5,14 @@ Letters: T H W frames, height, width.
 
 import concurrent.futures
 import contextlib
+import math
 import queue
 
 import jax
 import numpy as np
 
 from goku_jax.models import vae_stream
+from goku_jax.sample.codec import by_shape
 from goku_jax.typing import UserError
 
 PIXELS = 1 << 22  # of the clips encoded at once
@@ -71,8 +73,7 @@ def encode(
   """
   moments = [None] * len(videos)
 
-  def run(here, size):
-    padded = here + here[-1:] * (size - len(here))
+  def run(here, padded):
     clips = np.stack([videos[i] for i in padded])
     with encoder.borrow() as params:
       means, logvars = vae_stream.encode(
@@ -81,7 +82,10 @@ def encode(
     for i, mean, logvar in zip(here, means, logvars, strict=False):
       moments[i] = mean, logvar
 
-  parts = list(_parts([video.shape for video in videos], at_once))
+  size = lambda shape, _: (
+    at_once or min(MOST, max(1, PIXELS // math.prod(shape[:3])))
+  )
+  parts = list(by_shape([video.shape for video in videos], size))
   if len(parts) == 1:
     run(*parts[0])
     return moments
@@ -89,12 +93,3 @@ def encode(
     for done in [pool.submit(run, *part) for part in parts]:
       done.result()
   return moments
-
-
-def _parts(shapes, at_once):
-  """Places of clips that go together, and how many these are with copies."""
-  for shape in dict.fromkeys(shapes):
-    places = [i for i, other in enumerate(shapes) if other == shape]
-    size = at_once or min(MOST, max(1, PIXELS // int(np.prod(shape[:3]))))
-    for start in range(0, len(places), size):
-      yield places[start : start + size], size

@@ -34,6 +34,7 @@ CLIPS = {  # resize rule and covariance of each convention of FVD
   "styleganv": ("half_pixel", "biased"),
   "videogpt": ("half_pixel_crop", "unbiased"),
 }
+MOST_KEPT = 6  # a job's suites, `ucf101` at each size
 _KEPT = {}
 PROTOCOL_N = {"fid": 50_000, "fvd": 2_048, "ucf101": 13_320}
 
@@ -45,7 +46,10 @@ def run_fid(run: Restored, settings: dict) -> dict:
   recall need its images.
   """
   judge = judges.load_inception(settings["weights"])
-  fits, pool_real, shape, about = _fid_reference(run, settings, judge)
+  fits, pool_real, shape, about = _once(
+    ("fid", run.config, settings, judge.about),
+    lambda: _fid_reference(run, settings, judge),
+  )
   made, shape = read(judge, samples.drawn(run, settings), first_frame, shape)
   found = {
     name: statistics.frechet_distance(statistics.fit(made[layer]), fit)
@@ -64,7 +68,7 @@ def _fid_reference(run, settings, judge):
   """Two Gaussians, real pool3 if any, a picture's shape, what to name."""
   path = pathlib.Path(settings["reference"] or "")
   if path.suffix != ".npz":
-    real, shape = _real(run, settings, judge, first_frame)
+    real, shape = read(judge, samples.real(run, settings), first_frame)
     fits = [statistics.fit(real[name]) for name in ("pool3", "spatial")]
     return fits, real["pool3"], shape, {"num_real": len(real["pool3"])}
   published = reference.load(path, *judges.inception.WIDTHS.values())
@@ -253,7 +257,8 @@ def _once(key, make: Callable):
   """What references give, kept for the next checkpoint that is judged."""
   name = repr(key)
   if name not in _KEPT:
-    _KEPT.clear()  # those of one suite and size are large enough
+    if len(_KEPT) == MOST_KEPT:
+      del _KEPT[next(iter(_KEPT))]  # the oldest
     _KEPT[name] = make()
   return _KEPT[name]
 

@@ -84,6 +84,23 @@ def test_drawn_and_real_pictures_have_one_size(run, lpips_weights, tmp_path):
     distances.run_vgg16(run, settings)
 
 
+def test_references_are_read_once_for_all_checkpoints(
+  run, lpips_weights, tmp_path
+):
+  for i in range(8):
+    picture = np.full((1, 16, 16, 3), 30 * i, np.uint8)
+    video_io.write_video(tmp_path / f"{i}.png", picture, fps=1)
+  settings = distance_settings(
+    weights=str(lpips_weights), reference=str(tmp_path)
+  )
+  found = distances.run_vgg16(run, settings)
+  for path in tmp_path.iterdir():
+    path.unlink()
+  assert distances.run_vgg16(run, settings) == found
+  with pytest.raises(UserError, match="holds no video or picture"):
+    distances.run_vgg16(run, settings | {"seed": 1})
+
+
 def test_fewer_frames_drawn_than_compared_are_refused(run):
   settings = distance_settings("fvd", num_frames=13)
   with pytest.raises(

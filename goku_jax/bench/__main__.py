@@ -64,8 +64,7 @@ The suite `eval` reads features of images by Inception and of clips by I3D, and
 takes the Frechet distance of features of --features numbers (2048), beside
 PyTorch's networks of the same random weights and the published formula by
 scipy.linalg.sqrtm: a ratio is the other's seconds over ours, a difference that
-of the results, over the largest. Needs the extras `parity` and `eval`; sqrtm
-takes minutes.
+of the results, over the largest. Needs the extras `parity` and `eval`.
 
 The suite `pod` checks what a config would run on: devices and mesh (and
 --topology), products, memory and bits of each device, exchanges along each axis

@@ -41,7 +41,7 @@ def compare(rounds: int, features: int = FEATURES, rows=ROWS) -> dict:
 
   Args:
     rounds: of the networks, of which the fastest counts. The statistics have
-      one, for sqrtm takes minutes.
+      one, for sqrtm takes a minute.
     features: numbers in those of the statistics, D.
     rows: images or clips in a batch, by network.
 

@@ -17,12 +17,12 @@ from jax.experimental import multihost_utils
 from goku_jax import config, job
 from goku_jax.eval import rewrite
 from goku_jax.eval.benchmarks import READERS, layout, vbench, writer
+from goku_jax.eval.samples import SAMPLING
 from goku_jax.sample import draw
 from goku_jax.sample.restore import Restored
 from goku_jax.typing import UserError
 
 AT_ONCE = 32  # samples that are drawn together
-SAMPLING = ("num_frames", "num_steps", "guidance_scale", "shift", "seed")
 SETTINGS = ("prompts", "fps", "size", "rewrite", *SAMPLING)
 REWRITE = ("file", "endpoint", "model", "instruction", "key_variable")
 

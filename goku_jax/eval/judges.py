@@ -123,8 +123,8 @@ def check_there(folder, format: str):
     raise UserError(
       f"{folder or 'no folder'}: has no weights of {format}. Bring"
       f" {NETWORKS[format].ORIGIN}, by python -m goku_jax.convert"
-      f" --format={format} --source=FILE --out=FOLDER, and set"
-      " the suite's weights=FOLDER"
+      f" --format={format} --source=FILE --out=FOLDER, and name"
+      " FOLDER in the suite's settings"
     )
 
 

@@ -150,17 +150,15 @@ def restore(
   step, params, digest = checkpoint.restore_run(
     workdir, weights, abstract, step
   )
-  ranks = 1
-  if mesh is None:
-    params = jax.device_put(params)
-  else:
-    ranks = batches.count_ranks(mesh)
-    if "attention" in config:  # older runs leave it to the partitioner
-      config.attention.ring = 1  # of the mesh that it was trained on
-      model = make_model(config, codec, **mesh_fns(config, mesh))
-  return Restored(
-    config, model, params, codec, step, text, ranks, weights, digest
+  found = Restored(
+    config, model, params, codec, step, text, weights=weights, digest=digest
   )
+  if mesh is None:
+    return found._replace(params=jax.device_put(params))
+  if "attention" in config:  # older runs leave it to the partitioner
+    config.attention.ring = 1  # of the mesh that it was trained on
+    model = make_model(config, codec, **mesh_fns(config, mesh))
+  return found._replace(model=model, ranks=batches.count_ranks(mesh))
 
 
 class RestoredVAE(NamedTuple):

@@ -43,18 +43,11 @@ def images(n, *sides, seed=0):
 def reference(tree, images_NHWC) -> np.ndarray:
   """By torch's convolutions."""
   import torch
-  from torch.nn import functional as F
 
   units = (images_NHWC.astype(np.float32) / 255 - MEAN) / STD
-  x, number = torch.tensor(units.transpose(0, 3, 1, 2)), 0
-  for level, widths in enumerate(SCRIPT["WIDTHS"]):
-    x = F.max_pool2d(x, 2) if level else x
-    for _ in widths:
-      layer = tree["vgg"][f"conv_{number}"]
-      kernel = torch.tensor(layer["kernel"]).permute(3, 2, 0, 1)
-      x = F.relu(F.conv2d(x, kernel, torch.tensor(layer["bias"]), padding=1))
-      number += 1
-  return x.mean((2, 3)).numpy()
+  x = torch.tensor(units.transpose(0, 3, 1, 2))
+  *_, last = SCRIPT["levels"](tree["vgg"], x)
+  return last.mean((2, 3)).numpy()
 
 
 def test_an_image_is_read_alone_in_batches_of_any_number(features_of):

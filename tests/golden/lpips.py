@@ -48,26 +48,34 @@ def images():
   return one.astype("f4"), two.astype("f4")
 
 
+def levels(vgg, x):
+  """The features of each level of VGG16, by torch's convolutions."""
+  import torch
+  from torch.nn import functional as F
+
+  number = 0
+  for level, widths in enumerate(WIDTHS):
+    x = F.max_pool2d(x, 2) if level else x
+    for _ in widths:
+      layer = vgg[f"conv_{number}"]
+      kernel = torch.tensor(layer["kernel"]).permute(3, 2, 0, 1)
+      x = F.relu(F.conv2d(x, kernel, torch.tensor(layer["bias"]), padding=1))
+      number += 1
+    yield x
+
+
 def reference():
   """The distances of `images`."""
   import torch
-  from torch.nn import functional as F
 
   tree, (one, two) = params(), images()
   shift = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
   scale = torch.tensor([0.458, 0.448, 0.450])[:, None, None]
 
   def features(x):
-    x = (torch.tensor(x).permute(0, 3, 1, 2) - shift) / scale
-    number = 0
-    for level, widths in enumerate(WIDTHS):
-      x = F.max_pool2d(x, 2) if level else x
-      for _ in widths:
-        layer = tree["vgg"][f"conv_{number}"]
-        kernel = torch.tensor(layer["kernel"]).permute(3, 2, 0, 1)
-        x = F.relu(F.conv2d(x, kernel, torch.tensor(layer["bias"]), padding=1))
-        number += 1
-      yield x / ((x**2).sum(1, keepdim=True).sqrt() + 1e-10)
+    units = (torch.tensor(x).permute(0, 3, 1, 2) - shift) / scale
+    for level in levels(tree["vgg"], units):
+      yield level / ((level**2).sum(1, keepdim=True).sqrt() + 1e-10)
 
   total = 0.0
   for level, (a, b) in enumerate(

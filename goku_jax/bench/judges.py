@@ -139,16 +139,15 @@ def _inputs(network, rows):
 def _ours(connection, network, rows, folder):
   read = formats.FORMATS[FORMATS[network]].read
   params, config = read(pathlib.Path(folder, "theirs.safetensors"))
-  params = jax.device_put(params)
-  inputs = jax.device_put(_inputs(network, rows))
+  inputs = _inputs(network, rows)
 
-  @jax.jit
   def apply(params, inputs):
     if network == "i3d":
       return i3d.I3D(config["bn_eps"]).apply({"params": params}, inputs)
-    return inception.features(params, inputs).pool3
+    return inception.Inception().apply({"params": params}, inputs).pool3
 
-  _serve(connection, lambda: np.asarray(apply(params, inputs)))
+  read_all = judges.in_batches(apply, params, rows)
+  _serve(connection, lambda: read_all(inputs))
 
 
 def _peer(connection, network, rows, folder):

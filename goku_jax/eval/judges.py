@@ -6,6 +6,8 @@ and gives float32 features; with it goes what a result must name.
 Letters: N samples, T H W frames, height, width, D numbers in a feature.
 """
 
+import concurrent.futures
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -44,10 +46,12 @@ def load_inception(folder) -> Judge:
       pixels of another dtype or shape.
   """
   params, config = _load(folder, "inception_fid")
+  network = inception.Inception()
 
   def apply(params, images):
     images = resize.resize(images, inception.SIDE, "tf1")
-    return inception.features(params, (images - 128) / 128)._asdict()
+    images = (images - 128) / 128
+    return network.apply({"params": params}, images)._asdict()
 
   return _judge(apply, params, config, IMAGES, "tf1")
 
@@ -139,9 +143,9 @@ def _load(folder, format, network=None):
 
 
 def _judge(apply, params, config, rows, rule):
-  """Of any number of samples, in batches: each size compiles once."""
+  """Of any number of samples."""
   digest = config.get("source_sha256") or weights.digest(params)
-  params, apply = jax.device_put(params), jax.jit(apply)
+  read_all = in_batches(apply, params, rows)
 
   def read(pixels):
     if pixels.dtype != np.uint8 or pixels.shape[-1:] != (3,):
@@ -149,13 +153,46 @@ def _judge(apply, params, config, rows, rule):
         f"pixels are {pixels.dtype} {list(pixels.shape)}, not uint8 of three"
         " colours"
       )
-    found, batch = [], min(rows, len(pixels))
-    for start in range(0, len(pixels), rows):
-      part = pixels[start : start + batch]
-      rest = [(0, batch - len(part))] + [(0, 0)] * (part.ndim - 1)
-      made = apply(params, np.pad(part, rest))
-      found.append({k: np.asarray(x)[: len(part)] for k, x in made.items()})
-    return {k: np.concatenate([x[k] for x in found]) for k in found[0]}
+    return read_all(pixels)
 
   about = {"network": config["network"], "resize": rule, "weights": digest}
   return Judge(read, about)
+
+
+def in_batches(apply, params, rows: int) -> Callable:
+  """`apply` of any number of samples; it compiles once for each size.
+
+  On a CPU every core takes samples of its own, one after the other: cores that
+  share a sample wait for each other in every layer. They take several a call,
+  in each of which the kernels are laid out anew.
+
+  Args:
+    apply: params, samples [N, ...] -> a tree of arrays [N, ...].
+    params: of the network.
+    rows: samples at once.
+  """
+  on_cpu = jax.default_backend() == "cpu"
+  cores = len(os.sched_getaffinity(0)) if on_cpu else 1
+  options = {"xla_cpu_multi_thread_eigen": False} if on_cpu else {}
+  params = jax.device_put(params)
+
+  def one_by_one(params, samples):
+    found = jax.lax.map(lambda x: apply(params, x[None]), samples)
+    return jax.tree.map(lambda x: x[:, 0], found)
+
+  fn = jax.jit(one_by_one if on_cpu else apply, compiler_options=options)
+
+  def read(samples):
+    size = min(rows, -(-len(samples) // cores))
+
+    def read_part(start):
+      part = samples[start : start + size]
+      rest = [(0, size - len(part))] + [(0, 0)] * (part.ndim - 1)
+      made = jax.device_get(fn(params, np.pad(part, rest)))
+      return jax.tree.map(lambda x: x[: len(part)], made)
+
+    with concurrent.futures.ThreadPoolExecutor(cores) as pool:
+      parts = list(pool.map(read_part, range(0, len(samples), size)))
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+  return read

@@ -159,20 +159,6 @@ class BlockE(nn.Module):
     return jnp.concatenate([one, *sides, pool], -1)
 
 
-def features(params, images_NHWC: Float[Array, "N 299 299 3"]) -> Features:
-  """`Inception` of all images; on CPUs of one after the other.
-
-  What the first layers make of one image stays in the CPU's cache.
-  """
-  whole = lambda images: Inception().apply({"params": params}, images)
-
-  def one_by_one(images):
-    found = jax.lax.map(whole, images[:, None])
-    return jax.tree.map(lambda x: x[:, 0], found)
-
-  return jax.lax.platform_dependent(images_NHWC, cpu=one_by_one, default=whole)
-
-
 @functools.cache
 def abstract_params():
   """Shapes and dtypes of the parameters."""

@@ -38,7 +38,7 @@ def test_torch_gives_the_same(tmp_path):
   chex.assert_trees_all_equal(params, other)
   levels = np.random.default_rng(1).integers(0, 256, (2, 299, 299, 3))
   images = (levels.astype(np.float32) - 128) / 128
-  found = jax.jit(inception.features)(params, images)
+  found = jax.jit(inception.Inception().apply)({"params": params}, images)
   with torch.no_grad():
     wanted = model(torch.tensor(images).permute(0, 3, 1, 2))
   for name, x, y in zip(found._fields, found, wanted, strict=True):

@@ -32,6 +32,7 @@ CORE = [
   "safetensors>=0.8.0,<0.9",
   "tensorboardX>=2.6.5,<3",
   "tqdm>=4.70.1,<5",
+  "xxhash>=3.5.0,<4",
 ]
 
 EXTRAS = {

@@ -1,12 +1,14 @@
 """Checkpoints: named trees of arrays and the data position, whole or absent.
 
   <folder>/<step>/<tree>/...     Orbax: a flat dict, dotted path -> array
-  <folder>/<step>/manifest.json  layout, step, position, arrays, files, versions
+  <folder>/<step>/manifest.json  layout, step, position, config, versions, and
+                                 what is inside: arrays and files
 
 The manifest is the commit: Orbax finishes, then the digests of its files are
 taken, then the manifest appears by an atomic rename. A step without a whole
 manifest does not exist. Orbax alone restores a wrong array without a word
-after one flipped byte; here every file is verified before it is read.
+after one flipped byte; here every file is verified before it is read, and every
+array after: its checksum was taken on the devices, before it was copied.
 
 The arrays are saved under their dotted paths (`block.qkv.kernel`, `0.mu.bias`)
 and the structure is the caller's at restore, so that a NamedTuple of an
@@ -29,29 +31,53 @@ import pathlib
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
-from goku_jax import __version__, manifest
-from goku_jax.files import sync
+from goku_jax import __version__, checksums, manifest
+from goku_jax.files import plain, sync
 from goku_jax.trees import check_arrays, describe, flatten, read_tree
 from goku_jax.typing import UserError
 
-LAYOUT = 1
+LAYOUT = 2
+VERIFY = ("full", "sizes")
 
 
 class Checkpointer:
   """Saves steps in the background; a failed save raises at the next call.
 
   A context manager, which waits for the last save on every way out.
+
+  Args:
+    folder: of the steps.
+    keep: how many of the newest steps stay.
+    keep_every: steps whose number it divides stay as well; 0: none.
+    best: tells one more step that stays, or None, when asked after a save.
+    config: of the run, for the manifest.
+    watch: context in which a save is finished, by its name.
   """
 
-  def __init__(self, folder, *, keep: int = 3):
+  def __init__(
+    self,
+    folder,
+    *,
+    keep: int = 3,
+    keep_every: int = 0,
+    best: Callable[[], int | None] = lambda: None,
+    config: dict | None = None,
+    watch: Callable = contextlib.nullcontext,
+  ):
     if keep < 1:
       raise UserError(f"keep={keep}: set 1 or more checkpoints to stay")
+    if keep_every < 0:
+      raise UserError(f"keep_every={keep_every}: set 0 (none) or more steps")
     self.folder = pathlib.Path(folder).absolute()
-    self.keep = keep
+    self.keep, self.keep_every, self.best = keep, keep_every, best
+    self.config, self.watch = plain(config or {}), watch
     # Made at once, so that a folder that cannot be made fails in `save`.
     options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
     handler = ocp.CompositeCheckpointHandler()
@@ -69,17 +95,23 @@ class Checkpointer:
     """
     self.wait()
     flat = {name: flatten(tree, name) for name, tree in trees.items()}
-    record = _make_record(step, flat, position)
+    record = _make_record(step, flat, position) | {"config": self.config}
     path = self.folder / str(step)
     arguments = {name: ocp.args.PyTreeSave(tree) for name, tree in flat.items()}
     # A copy asked for, whatever guard the training loop runs under.
     allow = jax.transfer_guard_device_to_host("allow")
     with _explain_failure(path), allow:
+      sums = {name: checksums.start(tree) for name, tree in flat.items()}
       if jax.process_index() == 0:
         self._make_way(path)
       # Starts with a barrier, so the other processes see the way made.
       self._orbax.save(path, args=ocp.args.Composite(**arguments))
-    self._pending = self._thread.submit(self._commit, path, record)
+    self._pending = self._thread.submit(self._commit, path, record, sums)
+
+  def check(self):
+    """Raises if the last save has failed already; waits for nothing."""
+    if self._pending is not None and self._pending.done():
+      self.wait()
 
   def wait(self):
     """Returns once the last save is whole; raises if it failed."""
@@ -119,30 +151,36 @@ class Checkpointer:
       else:
         raise ValueError("it is whole already, and never replaced")
 
-  def _commit(self, path, record):
+  def _commit(self, path, record, sums):
     """Waits for Orbax, then writes the manifest and removes old steps.
 
     A thread of ours, because `AsyncOptions.post_finalization_callback` runs
     before Orbax renames its temporary folder: there a manifest could be seen
     in a folder that Orbax has not finished.
     """
-    with _explain_failure(path):
+    with _explain_failure(path), self.watch("commit"):
       self._orbax.wait_until_finished()
       if jax.process_index() == 0:
+        for name, tree in sums.items():
+          for key, value in checksums.fetch(tree).items():
+            record["trees"][name][key]["checksum"] = value
         manifest.write(path, record)
         sync(self.folder)
         self._remove_old(int(path.name))
 
   def _remove_old(self, saved):
     whole = whole_steps(self.folder)
-    kept = {saved, *whole[-self.keep :]}
+    recent = whole[-self.keep :]
+    kept = {saved, self.best(), *recent}
+    if self.keep_every:
+      kept |= {step for step in whole if step % self.keep_every == 0}
     for path in self.folder.iterdir():
       step = _step_of(path)
       if step is None or path.name in map(str, kept):
         continue
       # A damaged step stays for inspection while it is among the recent.
       has_manifest = (path / manifest.NAME).exists()
-      if step in whole or step < min(kept) or not has_manifest:
+      if step in whole or step < min(saved, *recent) or not has_manifest:
         _remove(path)
 
 
@@ -157,8 +195,17 @@ def whole_steps(folder) -> list[int]:
   return steps
 
 
-def restore(folder, abstract: dict, step: int | None = None):
+def restore(
+  folder,
+  abstract: dict,
+  step: int | None = None,
+  *,
+  verify: str = "full",
+  fall_back: bool = True,
+):
   """`(step, trees, position)` of the newest whole step; None if there is none.
+
+  Every process calls it; each reads its share of the bytes to be verified.
 
   Args:
     folder: where a `Checkpointer` saved.
@@ -166,12 +213,15 @@ def restore(folder, abstract: dict, step: int | None = None):
       with shape, dtype and, for arrays on devices, sharding; without one, a
       leaf comes as a numpy array. The sharding may differ from the saved one.
     step: this step and no other.
+    verify: "full", the digests of files and the checksums of arrays; or
+      "sizes", those of the files.
+    fall_back: whether a damaged newest step is passed over with a warning.
 
   Raises:
-    UserError: `step` is not whole, all committed steps are damaged, or the
-      trees saved are not those wanted.
+    UserError: `step`, or without `fall_back` the newest, is not whole; all
+      committed steps are damaged; or the trees saved are not those wanted.
   """
-  found = _restore(folder, abstract, step)
+  found = _restore(folder, abstract, step, verify, fall_back)
   if found is None:
     return None
   record, trees = found
@@ -195,12 +245,47 @@ def restore_run(workdir, name: str, abstract, step: int | None = None):
   return record["step"], trees[name], record["digest"]
 
 
-def _restore(folder, abstract, step):
+def _restore(folder, abstract, step, verify="full", fall_back=True):
   """The record and the trees of the step to restore, or None."""
-  found = _find_whole(pathlib.Path(folder).absolute(), abstract, step)
-  if found is None:
-    return None
-  path, record = found
+  if verify not in VERIFY:
+    raise UserError(f"verify={verify!r} is none of {', '.join(VERIFY)}")
+  folder = pathlib.Path(folder).absolute()
+  passed, damaged = [], None
+  for number in reversed(_steps(folder)) if step is None else [step]:
+    path = folder / str(number)
+    try:
+      record, trees = _read_step(path, abstract, verify == "full")
+    except manifest.BrokenError as error:
+      message = f"checkpoint {path} is not whole ({error})"
+      passed.append((number, message))
+      if step is not None or (path / manifest.NAME).exists():
+        damaged = damaged or message
+      if damaged and (step is not None or not fall_back):
+        break
+    else:
+      for _, message in passed:
+        logging.warning("%s: step %d is used instead", message, number)
+      return record, trees
+  if damaged:
+    others = set(whole_steps(folder)) - {number for number, _ in passed}
+    raise UserError(f"{damaged}; whole steps: {sorted(others) or 'none'}")
+  for _, message in passed:
+    logging.warning("%s: it was never finished", message)
+  return None
+
+
+def _read_step(path, abstract, in_full):
+  """The record of a step, and its trees that are wanted."""
+  record = manifest.read(path)
+  if record["layout"] != LAYOUT:
+    raise UserError(
+      f"{path} has the layout {record['layout']}; this goku_jax reads {LAYOUT}:"
+      " use the one that wrote it"
+    )
+  files = record["files"]
+  # Beside those of the trees, what Orbax says of them together.
+  needed = [f for f in files if "/" not in f or f.split("/")[0] in abstract]
+  _verify(path, {file: files[file] for file in needed}, in_full)
   for name, tree in abstract.items():  # all that is wrong, before any reading
     wanted = flatten(tree, name, is_abstract=True)
     check_arrays(path, name, record["trees"], wanted)
@@ -210,7 +295,37 @@ def _restore(folder, abstract, step):
     raise UserError(
       f"{path} was removed while it was read: keep more, or take a newer step"
     ) from error
+  except ValueError as error:
+    if in_full or "DATA_LOSS" not in str(error):
+      raise
+    raise manifest.BrokenError(str(error).partition(" [")[0]) from error
+  if in_full:
+    for name, tree in trees.items():
+      found = checksums.fetch(checksums.start(flatten(tree, name)))
+      for key, value in found.items():
+        if value != record["trees"][name][key]["checksum"]:
+          raise manifest.BrokenError(f"{name}.{key} differs from its checksum")
   return record, trees
+
+
+def _verify(path, files, in_full):
+  """Raises in every process if a file is not as the manifest says.
+
+  Sizes are for each to see; of the bytes, which are many, each reads a share.
+  """
+  manifest.check(path, files, digests=False)
+  if not in_full:
+    return
+  names = sorted(files)
+  share = names[jax.process_index() :: jax.process_count()]
+  found = manifest.problems(path, {name: files[name] for name in share})
+  first = min(map(names.index, found), default=len(names))
+  if jax.process_count() > 1:
+    first = int(np.min(multihost_utils.process_allgather(np.int32(first))))
+  if first < len(names):
+    name = names[first]
+    line = found.get(name, f"{name} differs from its digest")
+    raise manifest.BrokenError(line)
 
 
 def _make_record(step, flat, position):
@@ -262,42 +377,6 @@ def _remove(path):
   shutil.rmtree(path)
 
 
-def _read_whole(path, names):
-  """Record of a step of which the trees `names` are whole."""
-  record = manifest.read(path)
-  if record["layout"] > LAYOUT:
-    raise UserError(
-      f"{path} has the layout {record['layout']}; this goku_jax reads "
-      f"{LAYOUT} and older: use a newer one"
-    )
-  files = record["files"]
-  # Beside those of the trees, what Orbax says of them together.
-  needed = [f for f in files if "/" not in f or f.split("/")[0] in names]
-  manifest.check(path, {file: files[file] for file in needed})
-  return record
-
-
-def _find_whole(folder, names, step):
-  """Path and record of the step to restore; None if nothing was committed."""
-  broken = {}
-  for number in reversed(_steps(folder)) if step is None else [step]:
-    path = folder / str(number)
-    try:
-      record = _read_whole(path, names)
-    except manifest.BrokenError as error:
-      broken[number] = f"checkpoint {path} is not whole ({error})"
-      continue
-    for message in broken.values():
-      logging.warning("%s: step %d is used instead", message, number)
-    return path, record
-  for number, message in broken.items():
-    if step is not None or (folder / str(number) / manifest.NAME).exists():
-      others = [n for n in whole_steps(folder) if n not in broken]
-      raise UserError(f"{message}; whole steps: {others or 'none'}")
-    logging.warning("%s: it was never finished", message)
-  return None
-
-
 def main(arguments: list[str]) -> int:
   """Runs a command of the module's docstring; returns the exit status."""
   summary, usage = __doc__.split("\n", 1)
@@ -333,7 +412,7 @@ def _describe(path, digests) -> tuple[list[str], bool]:
     return [f"not whole ({error})"], False
   files = record["files"]
   if found := manifest.problems(path, files, digests=digests):
-    return [f"not whole ({line})" for line in found], False
+    return [f"not whole ({line})" for line in found.values()], False
   size = sum(entry["size"] for entry in files.values())
   counts = [f"{len(tree)} of {name}" for name, tree in record["trees"].items()]
   how = "every byte" if digests else "by sizes"

@@ -1,6 +1,8 @@
 """Files that a job leaves behind: strict JSON, written whole or not at all."""
 
 import contextlib
+import fcntl
+import hashlib
 import json
 import math
 import os
@@ -57,6 +59,27 @@ def sync(path):
     os.fsync(descriptor)
   finally:
     os.close(descriptor)
+
+
+def digest_file(path) -> str:
+  """The SHA-256 of a file, in hexadecimal."""
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def locked(path, taken: str):
+  """Holds a lock file, which goes with this process, however it ends.
+
+  Raises:
+    UserError: `taken`, where another process holds it.
+  """
+  with open(path, "w") as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UserError(taken) from None
+    yield
 
 
 def make_folder(path, flag):

@@ -16,8 +16,9 @@ A parameter without a default is a flag that must be given. `config` and
 `--config=FILE.py[:ARG]`, with `--config.section.key=value` applied.
 
 Exit status: 0 done; 2 a mistake of the user, told in one line on stderr;
-75 preempted with everything saved; 1 a result that is `Failed`, or anything
-else, with its traceback.
+75 preempted with everything saved; 70 a process that hung (train/watchdog.py);
+1 a result that is `Failed`, or anything else, with its traceback. SIGTERM and
+Ctrl-C preempt; a second Ctrl-C ends a job at once with 130.
 """
 
 import contextlib
@@ -83,6 +84,7 @@ def run(main, *, config: str | None = None):
   # A prompt may hold bytes that no encoding prints.
   sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
   signal.signal(signal.SIGTERM, _stop)
+  signal.signal(signal.SIGINT, _stop)
   try:
     arguments = _parse(main, config, sys.argv)
     if arguments is not None:
@@ -103,7 +105,14 @@ def _stop(number, frame):
   Only a loop that would lose steps asks for `preemption` instead.
   """
   signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one is enough
+  signal.signal(signal.SIGINT, _end_at_once)
   raise Preempted("what is whole is kept; run it again to go on")
+
+
+def _end_at_once(number, frame):
+  """Waits for nothing: what is whole stays so, what is being saved is lost."""
+  os.write(2, b"ended at once, by a second Ctrl-C\n")
+  os._exit(128 + signal.SIGINT)
 
 
 def _exit(status, message):
@@ -227,8 +236,12 @@ def _shown(value):
 
 
 @contextlib.contextmanager
-def preemption():
-  """A function that tells whether SIGTERM has come; the loop asks it.
+def preemption(several: bool = False):
+  """A function that tells whether SIGTERM or Ctrl-C has come; a loop asks it.
+
+  Args:
+    several: whether there are several processes: JAX takes their SIGTERM, and
+      tells all of them; Ctrl-C is made one.
 
   with job.preemption() as preempted:
     for step in range(total):
@@ -237,8 +250,19 @@ def preemption():
         raise job.Preempted(f"saved at step {step}")
   """
   asked = threading.Event()
-  before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+
+  def ask(number, frame):
+    asked.set()
+    signal.signal(signal.SIGINT, _end_at_once)
+    if number == signal.SIGINT:
+      print("stopping; Ctrl-C again ends at once", file=sys.stderr, flush=True)
+      if several:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+  numbers = (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM)
+  before = {number: signal.signal(number, ask) for number in numbers}
   try:
     yield asked.is_set
   finally:
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+      signal.signal(number, handler)

@@ -6,16 +6,19 @@ digest of all that follows in it, byte for byte:
 
   {
     "digest": "<sha256 of the text after this line>",
-    "files": {"<path>": {"size": 10, "sha256": "..."}, ...},
+    "files": {"<path>": {"size": 10, "xxh3_128": "..."}, ...},
     ...
 
-Readers ignore the keys that they do not know.
+Readers ignore the keys that they do not know. The digests of files are there to
+find damage, at the speed of memory; they are no defence against forgery.
 """
 
 import concurrent.futures
 import hashlib
 import json
 import pathlib
+
+import xxhash
 
 from goku_jax.files import sync, write_whole
 
@@ -35,7 +38,7 @@ def write(folder, record: dict):
   folder = pathlib.Path(folder)
   files = sorted(p for p in folder.rglob("*") if p.is_file())
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    entries = list(pool.map(_describe_file, files))
+    entries = list(pool.map(describe, files))
   names = [path.relative_to(folder).as_posix() for path in files]
   record = {"files": dict(zip(names, entries, strict=True)), **record}
   body = json.dumps(record, indent=2, allow_nan=False).removeprefix("{") + "\n"
@@ -58,12 +61,12 @@ def read(folder) -> dict:
 
 def check(folder, files: dict, *, digests=True):
   """Raises `BrokenError` unless the files have these sizes and digests."""
-  if found := problems(folder, files, digests=digests):
-    raise BrokenError(found[0])
+  for line in problems(folder, files, digests=digests).values():
+    raise BrokenError(line)
 
 
-def problems(folder, files: dict, *, digests=True) -> list[str]:
-  """What is wrong with the files, one line each; nothing where all are whole.
+def problems(folder, files: dict, *, digests=True) -> dict[str, str]:
+  """What is wrong with the files, a line by name; empty where all are whole.
 
   Args:
     folder: where they are.
@@ -78,25 +81,26 @@ def problems(folder, files: dict, *, digests=True) -> list[str]:
       size = path.stat().st_size
       if size != entry["size"]:
         return f"{name} has {size} bytes, not {entry['size']}"
-      if digests and digest_file(path) != entry["sha256"]:
+      if digests and _digest(path) != entry["xxh3_128"]:
         return f"{name} differs from its digest"
     except OSError as error:
       return f"{name}: {error.strerror}"
     return None
 
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    return [found for found in pool.map(problem, files) if found]
+    lines = zip(files, pool.map(problem, files), strict=True)
+    return {name: line for name, line in lines if line}
 
 
-def digest_file(path) -> str:
-  """The SHA-256 of a file, in hexadecimal."""
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _describe_file(path):
+def describe(path) -> dict:
+  """Size and digest of a file, once it is on the disk."""
   sync(path)
-  return {"size": path.stat().st_size, "sha256": digest_file(path)}
+  return {"size": path.stat().st_size, "xxh3_128": _digest(path)}
+
+
+def _digest(path):
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def _head(body):

@@ -37,6 +37,11 @@ class Writers:
       if value is not None:
         self._board.add_scalar(name, value, step)
 
+  def write_board(self, step: int, group: str, scalars: dict):
+    """Writes numbers to TensorBoard alone."""
+    for name, value in scalars.items():
+      self._board.add_scalar(f"{group}/{name}", value, step)
+
   def write_image(self, step: int, name: str, image_HWC):
     """Writes a uint8 picture to TensorBoard."""
     self._board.add_image(name, image_HWC, step, dataformats="HWC")

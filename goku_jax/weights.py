@@ -1,7 +1,7 @@
 """Weights as a folder of safetensors: no code in it, readable anywhere.
 
   <folder>/model.safetensors  arrays by path, `block/qkv/kernel`
-  <folder>/config.json        {"config": {...}, "files": {name: size, sha256}}
+  <folder>/config.json        {"config": {...}, "files": sizes and digests}
 
 config.json is written last and carries the digest of the weights, so that a
 folder is whole or refused.
@@ -33,8 +33,8 @@ def save(folder, tree: dict, config: dict):
   (folder / CONFIG).unlink(missing_ok=True)
   path = folder / WEIGHTS
   write_whole(path, safetensors.numpy.save(flat))
-  entry = {"size": path.stat().st_size, "sha256": manifest.digest_file(path)}
-  text = json.dumps({"config": config, "files": {WEIGHTS: entry}}, indent=2)
+  record = {"config": config, "files": {WEIGHTS: manifest.describe(path)}}
+  text = json.dumps(record, indent=2)
   write_whole(folder / CONFIG, (text + "\n").encode())
 
 

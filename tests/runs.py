@@ -171,11 +171,18 @@ def one_step(stage, **overrides):
   return state, *fn(state, batch, rng)
 
 
+def read_task(stage, **overrides):
+  """What the loop knows of the debug config, on one device."""
+  found = read_config(stage, **overrides)
+  return loop.TASKS[stage](found, meshes.make_mesh(devices=jax.devices()[:1]))
+
+
 def golden_step(stage) -> dict:
   """What one step of the debug config does, as numbers."""
   before, after, metrics = one_step(stage)
   update = jax.tree.map(jnp.subtract, after.params, before.params)
   numbers = {**metrics, "update_norm": optax.tree.norm(update)}
+  assert not numbers.pop("skipped")
   numbers["parameters"] = sum(x.size for x in jax.tree.leaves(before.params))
   return {name: float(value) for name, value in numbers.items()}
 

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from goku_jax import checkpoint, manifest
+from goku_jax import checkpoint, checksums, manifest
 from goku_jax.typing import UserError
 
 AUTO = jax.sharding.AxisType.Auto
@@ -60,7 +60,10 @@ def assert_same_bits(got, want):
 
 
 def save_steps(folder, steps, keep=3):
-  with checkpoint.Checkpointer(folder, keep=keep) as checkpointer:
+  config = {"seed": 0, "size": (8, 16)}
+  with checkpoint.Checkpointer(
+    folder, keep=keep, config=config
+  ) as checkpointer:
     for step in steps:
       checkpointer.save(step, make_trees(step), {"step": step})
 
@@ -266,6 +269,70 @@ def test_a_step_removed_while_it_is_read_is_one_line(steps, monkeypatch):
     checkpoint.restore(steps, abstract_of(make_trees()), step=20)
 
 
+def flip_data(path, name):
+  """Flips a byte of the largest file of a tree."""
+  largest = max(files_of(path / name), key=lambda p: p.stat().st_size)
+  data = bytearray(largest.read_bytes())
+  data[len(data) // 2] ^= 1
+  largest.write_bytes(data)
+
+
+def test_what_was_wrong_before_it_was_written_is_found(tmp_path, caplog):
+  # The digests of files are right, of wrong bytes: only checksums tell.
+  noise = np.random.default_rng(0).random((100, 100), np.float32)
+  trees = {"params": {"a": jnp.asarray(noise)}}
+  with checkpoint.Checkpointer(tmp_path) as checkpointer:
+    for step in (1, 2):
+      checkpointer.save(step, trees, {})
+  flip_data(tmp_path / "2", "params")
+  write_manifest_anew(tmp_path / "2")
+  abstract = abstract_of(trees)
+  step, got, _ = checkpoint.restore(tmp_path, abstract)
+  assert step == 1
+  assert_same_bits(got, trees)
+  assert "2 is not whole (params.a differs from its checksum)" in caplog.text
+  step, got, _ = checkpoint.restore(tmp_path, abstract, verify="sizes")
+  assert step == 2
+  assert (np.asarray(got["params"]["a"]) != noise).sum() == 1
+
+
+# Orbax leaves a coroutine behind when a restore fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_sizes_alone_are_compared_if_asked(steps, caplog):
+  # Of so small a tree the largest file has Orbax's own checksum; see above for
+  # what it does not find.
+  flip_data(steps / "30", "params")
+  trees = abstract_of({"params": make_params(30)})
+  assert checkpoint.restore(steps, trees, verify="sizes")[0] == 20
+  assert "30 is not whole (DATA_LOSS: Error opening" in caplog.text
+  with pytest.raises(UserError, match="verify='all' is none of full, sizes"):
+    checkpoint.restore(steps, trees, verify="all")
+
+
+def test_the_step_before_a_damaged_one_is_used_if_allowed(steps):
+  flip_data(steps / "30", "params")
+  abstract = abstract_of(make_trees())
+  message = r"30 is not whole \(params/.*\); whole steps: \[10, 20\]"
+  with pytest.raises(UserError, match=message):
+    checkpoint.restore(steps, abstract, fall_back=False)
+  shutil.rmtree(steps / "30")
+  (steps / "40").mkdir()  # never committed, so nothing is passed over
+  assert checkpoint.restore(steps, abstract, fall_back=False)[0] == 20
+
+
+def test_every_k_steps_and_the_best_are_kept(tmp_path):
+  best = iter([None, 1, 1, 4, 4, None])
+  with checkpoint.Checkpointer(
+    tmp_path, keep=1, keep_every=3, best=lambda: next(best)
+  ) as checkpointer:
+    kept = []
+    for step in range(1, 7):
+      checkpointer.save(step, {"params": jnp.ones(3)}, {})
+      checkpointer.wait()
+      kept.append(checkpoint.whole_steps(tmp_path))
+  assert kept == [[1], [1, 2], [1, 3], [3, 4], [3, 4, 5], [3, 6]]
+
+
 def test_only_damaged_steps_are_an_error_and_never_a_fresh_start(steps):
   for step in (10, 20, 30):
     flip(steps / str(step) / "params" / "manifest.ocdbt")
@@ -282,13 +349,19 @@ def test_a_first_save_cut_off_is_a_fresh_start_and_said_so(steps, caplog):
   assert "never finished" in lines[0]
 
 
-def test_a_newer_layout_is_refused(steps):
-  record = manifest.read(steps / "30")
-  record = {**record, "layout": 2}
+def write_manifest_anew(path, **changes):
+  """Of the files as they are now."""
+  record = {**manifest.read(path), **changes}
   del record["digest"], record["files"]
-  (steps / "30" / "manifest.json").unlink()
-  manifest.write(steps / "30", record)
-  with pytest.raises(UserError, match="has the layout 2"):
+  (path / "manifest.json").unlink()
+  manifest.write(path, record)
+
+
+def test_a_newer_layout_is_refused(steps):
+  write_manifest_anew(steps / "30", layout=checkpoint.LAYOUT + 1)
+  with pytest.raises(
+    UserError, match=f"has the layout {checkpoint.LAYOUT + 1}"
+  ):
     checkpoint.restore(steps, abstract_of(make_trees()))
 
 
@@ -322,11 +395,14 @@ def test_what_would_not_come_back_is_not_saved(tmp_path, step, trees, position):
 
 def test_the_manifest_says_what_is_inside(three_steps):
   record = json.loads((three_steps / "30" / "manifest.json").read_text())
-  assert record["layout"] == 1
+  assert record["layout"] == checkpoint.LAYOUT
+  half = make_params(30)["block"]["half"]
   assert record["trees"]["params"]["block.half"] == {
     "shape": [8, 16],
     "dtype": "bfloat16",
+    "checksum": int(checksums.checksum(half)),
   }
+  assert record["config"] == {"seed": 0, "size": [8, 16]}
   assert "0.mu.kernel" not in record["trees"]["params"]
   assert record["trees"]["opt"]["1.0.mu.kernel"]["dtype"] == "float32"
   assert set(record["versions"]) == {"goku_jax", "jax", "orbax"}

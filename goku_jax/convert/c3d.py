@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from goku_jax import manifest
+from goku_jax import files
 from goku_jax.convert import state_dict
 from goku_jax.convert.tensors import Place
 from goku_jax.models.judges import c3d
@@ -59,7 +59,7 @@ def _mean(path):
 
 def _digest(path):
   try:
-    return manifest.digest_file(path)
+    return files.digest_file(path)
   except OSError as error:
     reason = f"{path}: {error.strerror}. It should be {c3d.ORIGIN}"
     raise UserError(reason) from error

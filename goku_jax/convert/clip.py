@@ -11,7 +11,7 @@ import pathlib
 import jax
 import numpy as np
 
-from goku_jax import manifest, trees
+from goku_jax import files, trees
 from goku_jax.convert import tensors
 from goku_jax.models.judges import clip
 from goku_jax.parallel import rules
@@ -111,8 +111,8 @@ def read(source, sha256: str | None = None) -> tuple[dict, dict]:
   return _to_tree(found, config, path), {
     "network": "clip",
     "model": dataclasses.asdict(config),
-    "source_sha256": manifest.digest_file(path),
-    "tokenizer_sha256": manifest.digest_file(folder / TOKENIZER),
+    "source_sha256": files.digest_file(path),
+    "tokenizer_sha256": files.digest_file(folder / TOKENIZER),
   }
 
 

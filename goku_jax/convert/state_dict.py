@@ -11,7 +11,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from goku_jax import manifest, trees
+from goku_jax import files, trees
 from goku_jax.convert import tensors
 from goku_jax.typing import UserError
 
@@ -38,7 +38,7 @@ def read(source, origin: str, sha256: str | None = None) -> tuple[dict, str]:
   """
   path = pathlib.Path(source)
   try:
-    digest = manifest.digest_file(path)
+    digest = files.digest_file(path)
   except OSError as error:
     raise UserError(
       f"--source={path}: {error.strerror}. It should be {origin}"

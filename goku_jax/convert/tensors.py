@@ -15,7 +15,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from goku_jax import manifest, trees
+from goku_jax import files, trees
 from goku_jax.files import write_json, write_whole
 from goku_jax.typing import UserError
 
@@ -42,7 +42,7 @@ def read(
     key: of the config, under which it names the class.
   """
   path = find(pathlib.Path(source))
-  if sha256 and manifest.digest_file(path) != sha256.lower():
+  if sha256 and files.digest_file(path) != sha256.lower():
     raise UserError(f"{path} has another digest than --sha256={sha256}")
   beside = path.parent / CONFIG
   try:

@@ -300,7 +300,7 @@ def shard_name(number: int) -> str:
 
 def digest(path) -> str | None:
   """SHA-256 of a file, None where there is none."""
-  # As `manifest.digest_file`, which this room may not import.
+  # As `files.digest_file`, which this room may not import.
   try:
     with open(path, "rb") as file:
       return hashlib.file_digest(file, "sha256").hexdigest()

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 import PIL.Image
 
-from goku_jax import manifest, trees, weights
+from goku_jax import files, trees, weights
 from goku_jax.models.judges import clip
 from goku_jax.typing import UserError
 
@@ -146,7 +146,7 @@ def load(folder) -> ClipScore:
   trees.check_shapes(trees.shapes(params), wanted, f"the weights in {folder}")
   path = pathlib.Path(folder) / TOKENIZER
   if not path.is_file() or (
-    manifest.digest_file(path) != record["tokenizer_sha256"]
+    files.digest_file(path) != record["tokenizer_sha256"]
   ):
     raise UserError(f"{path} is not the one that was converted: convert anew")
   ids_of = read_tokenizer(path, config.vocab_size)

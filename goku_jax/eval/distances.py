@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from goku_jax import manifest
+from goku_jax import files
 from goku_jax.data import transforms
 from goku_jax.eval import (
   clip_score,
@@ -72,7 +72,7 @@ def _fid_reference(run, settings, judge):
     fits = [statistics.fit(real[name]) for name in ("pool3", "spatial")]
     return fits, real["pool3"], shape, {"num_real": len(real["pool3"])}
   published = reference.load(path, *judges.inception.WIDTHS.values())
-  about = {"reference_sha256": manifest.digest_file(path)}
+  about = {"reference_sha256": files.digest_file(path)}
   fits = published.pool, published.spatial
   if not reference.has_images(path):
     return fits, None, None, about

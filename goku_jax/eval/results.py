@@ -11,7 +11,6 @@ being made and no other.
 
 import contextlib
 import datetime
-import fcntl
 import json
 import math
 import pathlib
@@ -20,10 +19,9 @@ import sys
 
 import jax
 
-from goku_jax import __version__, files
+from goku_jax import __version__, files, lines
 from goku_jax.config import flatten
 from goku_jax.data import video_io
-from goku_jax.eval import lines
 from goku_jax.typing import UserError
 
 NAME = "results.jsonl"
@@ -134,15 +132,8 @@ def open_results(folder):
     UserError: another one does.
   """
   files.make_folder(str(folder), "out")
-  path = pathlib.Path(folder) / LOCK
-  with open(path, "w") as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UserError(
-        f"another evaluation writes to {folder}: wait for its end, or give"
-        " another --out"
-      ) from None
+  taken = f"another evaluation writes to {folder}: wait for its end, or give"
+  with files.locked(pathlib.Path(folder) / LOCK, f"{taken} another --out"):
     yield Results(folder)
 
 

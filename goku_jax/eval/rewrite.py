@@ -20,7 +20,7 @@ import urllib.request
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from goku_jax.eval import lines
+from goku_jax import lines
 from goku_jax.typing import UserError
 
 INSTRUCTION = pathlib.Path(__file__).parent / "assets" / "rewrite.txt"

@@ -37,7 +37,7 @@ TABLE = (
   (r"/conv2d/kernel$", P(None, None, None, STATE)),
   (r"/time/kernel$", P(None, None, STATE)),
   (r"/(shortcut|linear|modulation|quant)/kernel$", P(None, STATE)),
-  (r"/(bias|scale|step|count|ns_coeffs)$", P()),
+  (r"/(bias|scale|step|count|ns_coeffs)$|/window/", P()),
 )
 
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from goku_jax import manifest, trees
+from goku_jax import files, trees
 from goku_jax.data import tokenize
 from goku_jax.models import layers
 from goku_jax.models import t5 as models
@@ -105,8 +105,8 @@ class T5:
   @functools.cached_property
   def digest(self) -> str:
     """SHA-256 in hexadecimal over the files of weights and tokenizer."""
-    files = [*self._weights, self._tokenizer.path]
-    digests = [manifest.digest_file(path) for path in files]
+    paths = [*self._weights, self._tokenizer.path]
+    digests = [files.digest_file(path) for path in paths]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
   def count(self, caption: str) -> int:

@@ -40,7 +40,7 @@ def main(config, workdir):
     )
   from goku_jax.train import loop
 
-  metrics = loop.train(config, workdir)
+  metrics = loop.train(config, workdir, started)
   return {**metrics, "seconds": time.perf_counter() - started}
 
 

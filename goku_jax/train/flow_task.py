@@ -64,14 +64,16 @@ def _make_task(config, mesh, opened):
   return Task(
     init_params=functools.partial(init_params, run.model),
     loss_fn=make_loss(model, **config.loss),
-    batches=lambda first_step: pipeline.flow_batches(
-      source,
-      planner,
-      patch_size=patch_size,
-      first_step=first_step,
-      num_steps=config.total_steps - first_step,
-      rows_of=functools.partial(own_rows, mesh),
-      threads=data.threads,
+    batches=lambda first_step, num_steps=config.total_steps: (
+      pipeline.flow_batches(
+        source,
+        planner,
+        patch_size=patch_size,
+        first_step=first_step,
+        num_steps=num_steps,
+        rows_of=functools.partial(own_rows, mesh),
+        threads=data.threads,
+      )
     ),
     work=functools.partial(work, model.config),
     show=functools.partial(_show, run, prompts, asked),

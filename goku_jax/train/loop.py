@@ -1,34 +1,44 @@
 """The training loop, one for the autoencoder and the flow model.
 
 Do not reorder: pictures and checkpoints show the state before the update, and
-the data moves only after saving. So step k of the data is batch k of the run,
-whoever computes it and however often it was stopped.
+the data moves only after saving. So step k of the run has batch k of the data,
+or k and what was passed over after bad steps, whoever computes it and however
+often it was stopped.
 """
 
 import contextlib
 import json
+import logging
 import math
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
-from goku_jax import checkpoint, costs, job
+from goku_jax import checkpoint, costs, files, job
 from goku_jax.data import video_io
+from goku_jax.eval import report as reports
+from goku_jax.eval import results
 from goku_jax.flow import noise
 from goku_jax.parallel import batch as batches
 from goku_jax.parallel import mesh as meshes
 from goku_jax.parallel import rules
-from goku_jax.train import flow_task, memory, profiling, vae_task
+from goku_jax.train import flow_task, guards, memory, profiling, vae_task
+from goku_jax.train.goodput import Goodput
 from goku_jax.train.optimizer import make_optimizer
+from goku_jax.train.pace import Pace
+from goku_jax.train.replay import Replay
 from goku_jax.train.step import TrainState, init_state, jit_step
+from goku_jax.train.watchdog import Watchdog
 from goku_jax.typing import UserError
 
 TASKS = {"flow": flow_task.make_task, "vae": vae_task.make_task}
-TREES = ("params", "ema", "opt_state", "step", "critic")
+TREES = ("params", "ema", "opt_state", "window", "step", "critic")
+LOCK = ".training"
 POSITIVE = ("total_steps", "log_every_steps", "save_every_steps")
 POSITIVE += ("show_every_steps",)
 
@@ -41,54 +51,103 @@ class Run(NamedTuple):
   mesh: jax.sharding.Mesh
   task: Any
   peak: float  # FLOP/s of all devices
+  goodput: Goodput
+  watchdog: Watchdog
 
 
-def train(config, workdir) -> dict:
-  """Trains until `config.total_steps`, going on from the newest checkpoint."""
+class Compiled(NamedTuple):
+  """What the devices do."""
+
+  advance: Callable  # state, batch -> state, metrics
+  check: Callable  # step, state, batch -> None, see replay.py
+
+
+def train(config, workdir, began: float | None = None) -> dict:
+  """Trains until `config.total_steps`, going on from the newest checkpoint.
+
+  Args:
+    config: of the run.
+    workdir: its folder.
+    began: `time.perf_counter()` when the process did.
+  """
   _check(config)
+  goodput, workdir = Goodput(began), pathlib.Path(workdir)
   mesh = meshes.make_mesh(**config.mesh)
   task = TASKS[config.stage](config, mesh)
   try:
     peak = costs.peak_flops()  # may time one device, so outside of the mesh
-    with meshes.use(mesh):
-      return _train(Run(config, pathlib.Path(workdir), mesh, task, peak))
+    with Watchdog(**config.watchdog) as watchdog, meshes.use(mesh):
+      return _train(Run(config, workdir, mesh, task, peak, goodput, watchdog))
   finally:
     task.close()
 
 
 def _train(run):
-  config, workdir, mesh, task, _ = run
+  config, workdir, mesh, task, *_, goodput, watchdog = run
   rng = jax.random.key(config.seed)
   tx = make_optimizer(total_steps=config.total_steps, **config.optim)
-  state, placed = _init_or_restore(run, tx, rng)
-  step_fn = jit_step(
-    placed,
+  state, placed, batch = _init_or_restore(run, tx, rng)
+  settings = dict(
     loss_fn=task.loss_fn,
     critic=task.critic,
     dtype=task.dtype,
     tx=tx,
     ema_decay=config.ema_decay,
     micro_batches=config.micro_batches,
+    sigma=config.guards.sigma,
   )
-  rng = batches.replicate(mesh, rng)
-  first = int(state.step)
-  left = first < config.total_steps
-  data = task.batches(first) if left else None  # which reads nothing yet
+  step_fn = jit_step(placed, **settings)
+  replay = Replay(config.guards.replay_every, placed, **settings)
+  key = batches.replicate(mesh, rng)
+  compiled = Compiled(
+    advance=lambda state, batch: step_fn(state, batch, key),
+    check=lambda step, *state_and_batch: replay.check(
+      step, *state_and_batch, key
+    ),
+  )
+  first, total = int(state.step), config.total_steps
+  # Reads nothing yet, but may refuse.
+  data = task.batches(batch, total - first) if first < total else None
+  keep = {k: config.checkpoint[k] for k in ("keep", "keep_every")}
   with (
     _preemption() as preempted,
-    checkpoint.Checkpointer(workdir / "checkpoints", keep=config.keep) as ckpt,
+    checkpoint.Checkpointer(
+      workdir / "checkpoints",
+      **keep,
+      best=lambda: _best(config, workdir),
+      config=config.to_dict(),
+      watch=watchdog.watch,
+    ) as ckpt,
+    _locked(workdir),
   ):
     if _writes():  # all else that may refuse has
       task.settle(workdir)
       job.save_config(workdir, config)
-    if not left:
+      goodput.keep(workdir, first)
+    if first == total:
       _evaluate(run, state, _due(config, first))
       return {"step": first, **_last_metrics(workdir)}
     if _writes():
-      task.preflight(first)
-    advance = lambda state, batch: step_fn(state, batch, rng)
-    state, metrics = _loop(run, state, data, advance, ckpt, preempted)
-    ckpt.wait()
+      task.preflight(batch)
+    left = config.guards.rollbacks
+    while True:
+      try:
+        state, metrics = _loop(
+          run, state, data, batch, compiled, ckpt, preempted
+        )
+        break
+      except guards.DivergedError as error:
+        _go_on(error, left)
+        left -= 1
+        ckpt.wait()
+        del state
+        state, _, _ = _init_or_restore(run, tx, rng)
+        first, batch = int(state.step), error.batch + 1
+        data = task.batches(batch, total - first)
+        goodput.go_back(first)
+    with goodput.book("save"):
+      ckpt.wait()
+    goodput.reached(total, at_once=True)
   # Private, but chex.assert_max_traces counts traces alone: a state that comes
   # back placed otherwise compiles again without one.
   if step_fn._cache_size() != 1:
@@ -107,19 +166,29 @@ def _check(config):
 
 
 def _init_or_restore(run, tx, rng):
-  """The state of the newest whole checkpoint, or the initial one."""
-  config, workdir, mesh, task, _ = run
+  """The state of the newest whole checkpoint, or the initial one.
+
+  And how its leaves are placed, and the number of its next batch.
+  """
+  config, workdir, mesh, task, *_, goodput, watchdog = run
   init = lambda rng: init_state(
-    task.init_params(rng), tx, task.critic and task.critic.init_params(rng)
+    task.init_params(rng),
+    tx,
+    task.critic and task.critic.init_params(rng),
+    window=config.guards.window,
   )
   abstract, placed = rules.lay_out(mesh, init, rng)
-  found = checkpoint.restore(workdir / "checkpoints", _trees(abstract))
+  how = {k: config.checkpoint[k] for k in ("verify", "fall_back")}
+  with goodput.book("restore"), watchdog.watch("restore"):
+    folder = workdir / "checkpoints"
+    found = checkpoint.restore(folder, _trees(abstract), **how)
   if not found:
-    state = jax.jit(init, out_shardings=placed)(rng)
-    return _start_at(config.get("start"), state, abstract), placed
-  step, trees, _ = found
+    with goodput.book("compile"):
+      state = jax.jit(init, out_shardings=placed)(rng)
+    return _start_at(config.get("start"), state, abstract), placed, 0
+  step, trees, position = found
   print(f"resumed from step {step} of {config.total_steps}", flush=True)
-  return TrainState(**trees), placed
+  return TrainState(**trees), placed, position["batch"]
 
 
 def _writes() -> bool:
@@ -127,13 +196,22 @@ def _writes() -> bool:
   return jax.process_index() == 0
 
 
+def _locked(workdir):
+  """The run's folder is this job's, if it is the one that writes."""
+  if not _writes():
+    return contextlib.nullcontext()
+  taken = f"another job trains in --workdir={workdir}: wait, or choose another"
+  return files.locked(workdir / LOCK, taken)
+
+
 @contextlib.contextmanager
 def _preemption():
   """A function that tells whether to stop at a step, the same everywhere."""
-  if jax.process_count() > 1:  # JAX took SIGTERM when it joined them
-    yield multihost_utils.reached_preemption_sync_point
-  else:
-    with job.preemption() as preempted:
+  several = jax.process_count() > 1
+  with job.preemption(several) as preempted:
+    if several:
+      yield multihost_utils.reached_preemption_sync_point
+    else:
       yield lambda step: preempted()
 
 
@@ -153,10 +231,15 @@ def _trees(state: TrainState) -> dict:
   return {name: tree for name, tree in trees.items() if tree is not None}
 
 
-def _loop(run, state, data, advance, ckpt, preempted):
-  """Runs the remaining steps; returns the last state and metrics."""
-  config, workdir, mesh, task, peak = run
+def _loop(run, state, data, batch, compiled, ckpt, preempted):
+  """Runs the remaining steps; returns the last state and metrics.
+
+  Raises:
+    guards.DivergedError: the numbers are bad and do not get better.
+  """
+  config, workdir, mesh, task, *_, goodput, watchdog = run
   first, total = int(state.step), config.total_steps
+  passed = batch - first  # batches that the run has left out
   readers = batches.count_readers(mesh)
   writing = job.Writers(workdir, first) if _writes() else None
   with (
@@ -164,40 +247,94 @@ def _loop(run, state, data, advance, ckpt, preempted):
     job.Progress(total, first, config.stage) as progress,
     profiling.Profile(workdir, **config.get("profile", {})) as profile,
   ):
-    report = Reporter(config, writers, progress, peak, first)
+    report = Reporter(run, writers, progress, first, passed)
+    pace = Pace(workdir, config.guards.slow_host)
     for step in range(first, total + 1):
       is_last, is_new = step == total, step > first
       stop = is_new and not is_last and preempted(step)
-      show = is_last or (is_new and step % config.show_every_steps == 0)
-      save = is_last or stop or (is_new and step % config.save_every_steps == 0)
-      due = _due(config, step)
+      save, show = (
+        is_last or (is_new and step % config[every] == 0)
+        for every in ("save_every_steps", "show_every_steps")
+      )
+      save, due = save or stop, _due(config, step)
+      ckpt.check()
       if show or save or due:
         report.flush()
-      if save:
         if is_last and writers:  # a run that is saved to its end is done
           _draw_curves(workdir)
-        ckpt.save(step, _trees(state), {"step": step})
-      if show:  # after the save, which what goes wrong here may not cost
-        _show(workdir, task, state, step, writers)
-      _evaluate(run, state, due)
+        if save:
+          _save(run, ckpt, state, step, step + passed)
+        # After the save, which what goes wrong here may not cost.
+        with goodput.book("evaluation"):
+          if show:
+            _show(workdir, task, state, step, writers)
+          _evaluate(run, state, due)
+        if writers:
+          writers.write_board(step, "goodput", goodput.shares())
+        report.restart_clock()
       if stop:
-        ckpt.wait()
+        with goodput.book("save"):
+          ckpt.wait()
         raise job.Preempted(f"saved at step {step}; run it again to go on")
       if is_last:
         return state, report.latest
-      if show or save or due:
-        report.restart_clock()
-      local = next(data)
+      began = time.perf_counter()
+      with goodput.book("data", report.is_busy), watchdog.watch("data"):
+        local = next(data)
       if step == 0 and writers:
         _draw_batch(workdir, task.picture(local))
-      batch = batches.place(mesh, local)
+      placed = batches.place(mesh, local)
+      pace.add(step, time.perf_counter() - began)
       profile.at(step, state)
-      with memory.explained(config, mesh, state, batch):
-        with jax.transfer_guard("disallow"):
-          state, metrics = advance(state, batch)
+      with goodput.book("idle"):
+        compiled.check(step, state, placed)
+      kind = "step" if is_new else "compile"
+      with memory.explained(config, mesh, state, placed):
+        with (
+          goodput.book(kind),
+          watchdog.watch(kind),
+          jax.transfer_guard("disallow"),
+        ):
+          state, metrics = compiled.advance(state, placed)
         # What other processes read is taken to be as much.
         work = (readers * amount for amount in task.work(local))
-        report.add(step, metrics, *work)
+        report.add(step, metrics, guards.samples_of(local), *work)
+      goodput.reached(step)
+
+
+def _save(run, ckpt, state, step, batch):
+  """Saves a state, unless it would be one that no step comes back from."""
+  with run.goodput.book("save"), run.watchdog.watch("save"):
+    if not guards.all_finite((state.params, state.ema)):
+      told = f"the weights before step {step} are not finite"
+      raise guards.DivergedError(told, batch - 1)
+    ckpt.save(step, _trees(state), {"step": step, "batch": batch})
+  run.goodput.reached(step, at_once=True)
+
+
+def _go_on(error, rollbacks):
+  """Tells that a run goes back, or ends it."""
+  if not rollbacks:
+    raise FloatingPointError(
+      f"{error}; going back did not help, or guards.rollbacks is 0"
+    ) from error
+  logging.warning(
+    "%s: going back to the newest checkpoint, and on from batch %d",
+    error,
+    error.batch + 1,
+  )
+
+
+def _best(config, workdir):
+  """The step that `checkpoint.keep_best` means, if there is one yet."""
+  figure = config.checkpoint.keep_best
+  if not figure:
+    return None
+  records = results.Results(workdir / "evals" / reports.IN_TRAINING)
+  try:
+    return records.best(figure, "ema")
+  except UserError:
+    return None
 
 
 def _evaluate(run, state, names):
@@ -233,10 +370,12 @@ class Reporter:
   so at most two are in flight.
   """
 
-  def __init__(self, config, writers, progress, peak, first):
+  def __init__(self, run, writers, progress, first, passed):
+    config = run.config
     self.every, self.last = config.log_every_steps, config.total_steps - 1
     self.writers, self.progress = writers, progress
-    self.peak, self.first = peak, first
+    self.run, self.first, self.passed = run, first, passed
+    self.bad = guards.BadSteps(run.workdir, config.guards.bad_steps)
     self.latest, self.pending = {}, None
     self.restart_clock()
 
@@ -244,29 +383,30 @@ class Reporter:
     """Leaves what was done since the last step out of the next one's rate."""
     self.clock = time.perf_counter()
 
-  def add(self, step, metrics, flops, tokens):
+  def is_busy(self) -> bool:
+    """Whether a step that was dispatched has not ended yet."""
+    return self.pending is not None and not self.pending[1]["loss"].is_ready()
+
+  def add(self, step, metrics, samples, flops, tokens):
     """Takes a dispatched step and writes the one before."""
     self.flush()
-    self.pending = (step, metrics, flops, tokens)
+    self.pending = (step, metrics, samples, flops, tokens)
 
   def flush(self):
     """Waits for the step that is in flight and writes it."""
     if self.pending is None:
       return
-    (step, metrics, flops, tokens), self.pending = self.pending, None
-    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    for name in ("loss", "grad_norm"):
-      if not math.isfinite(metrics[name]):
-        raise FloatingPointError(
-          f"the {name} of step {step} is {metrics[name]}"
-        )
+    (step, metrics, samples, flops, tokens), self.pending = self.pending, None
+    with self.run.goodput.book("step"), self.run.watchdog.watch("step"):
+      metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    self.bad.take(step, step + self.passed, metrics, samples)
     # What is left and not a number had no sample in the batch.
     metrics = {k: v for k, v in metrics.items() if not math.isnan(v)}
     now = time.perf_counter()
     seconds, self.clock = now - self.clock, now
     if step > self.first:  # which compiled
       metrics["tokens_per_second"] = tokens / seconds
-      metrics["mfu"] = costs.mfu(flops, seconds, self.peak)
+      metrics["mfu"] = costs.mfu(flops, seconds, self.run.peak)
     shown = ("loss", "tokens_per_second", "mfu")
     self.progress.update(step + 1, **{k: metrics.get(k) for k in shown})
     self.latest = metrics

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import optax
 
 from goku_jax.parallel import rules
+from goku_jax.train import guards
 
 
 @flax.struct.dataclass
 class TrainState:
-  """Everything that a resumed run needs; the data position is `step`.
+  """Everything that a resumed run needs but its place in the data.
 
   Fields are `Any`: JAX also fills this tree with shapes and with shardings.
   """
@@ -23,11 +24,12 @@ class TrainState:
   params: Any
   ema: Any  # moving average of params, which sampling uses
   opt_state: Any
+  window: Any  # of the last good steps, see guards.py
   # Parameters and `opt_state` of an opponent, where there is one.
   critic: Any = None
 
 
-def init_state(params, tx, critic_params=None) -> TrainState:
+def init_state(params, tx, critic_params=None, *, window=128) -> TrainState:
   """The state before the first step."""
   critic = critic_params and {
     "params": critic_params,
@@ -38,6 +40,7 @@ def init_state(params, tx, critic_params=None) -> TrainState:
     params=params,
     ema=jax.tree.map(jnp.copy, params),  # donation needs buffers of its own
     opt_state=tx.init(params),
+    window=guards.init_window(window),
     critic=critic,
   )
 
@@ -130,8 +133,11 @@ def train_step(
   micro_batches: int = 1,
   critic: Critic | None = None,
   dtype=jnp.float32,
+  sigma: float = 0.0,
 ):
   """Advances `state` by one batch; returns it and scalar metrics.
+
+  A bad step (see guards.py) advances the count of steps alone.
 
   Args:
     state: where training stands.
@@ -143,6 +149,7 @@ def train_step(
     micro_batches: parts of the batch.
     critic: an opponent, whose gradients then stand in place of `loss_fn`'s.
     dtype: of the model's matrix products.
+    sigma: above which a loss or gradient is a spike; 0: never.
 
   A metric of which the batch holds no sample is not a number.
 
@@ -162,7 +169,6 @@ def train_step(
   grads = jax.tree.map(lambda g: g.astype(jnp.float32) / count, grads)
   if critic is not None:
     grads, critic_grads = grads
-    state = state.replace(critic=_update(state.critic, critic_grads, tx))
   grads = rules.constrain(grads)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
@@ -170,10 +176,16 @@ def train_step(
   metrics = {name: total / n for name, (total, n) in sums.items()}
   metrics["loss"] = sums["loss"][0] / count
   metrics["grad_norm"] = optax.tree.norm(grads)
-  state = state.replace(
-    step=state.step + 1,
+  is_good, window = guards.judge(state.window, metrics, sigma)
+  if critic is not None:
+    is_good &= jnp.isfinite(optax.tree.norm(critic_grads))
+  metrics["skipped"] = 1 - is_good.astype(jnp.float32)
+  new = state.replace(
     params=params,
     ema=optax.incremental_update(params, state.ema, 1 - decay),
     opt_state=opt_state,
   )
-  return state, metrics
+  if critic is not None:
+    new = new.replace(critic=_update(state.critic, critic_grads, tx))
+  state = guards.select(is_good, new, state)
+  return state.replace(step=state.step + 1, window=window), metrics

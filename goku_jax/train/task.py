@@ -13,7 +13,8 @@ class Task(NamedTuple):
 
   init_params: Callable[[Any], dict]  # rng -> params
   loss_fn: Callable  # see step.train_step
-  batches: Callable[[int], Iterator[dict]]  # first step -> host's batches
+  # (first step, num_steps=that of the run) -> batches of this host
+  batches: Callable[..., Iterator[dict]]
   work: Callable[[dict], tuple[float, int]]  # batch -> training FLOPs, tokens
   # (params, ema) -> videos uint8 [T, H, W, 3] by the name of what made them
   show: Callable[[dict, dict], dict[str, list[np.ndarray]]]

@@ -86,9 +86,9 @@ def make_task(config, mesh) -> Task:
   return Task(
     init_params=lambda rng: model.init(rng, jnp.zeros(shown.shape))["params"],
     loss_fn=loss_fn,
-    batches=lambda first_step: batches(
+    batches=lambda first_step, num_steps=config.total_steps: batches(
       first_step=first_step,
-      num_steps=config.total_steps - first_step,
+      num_steps=num_steps,
       rows_of=functools.partial(own_rows, mesh),
     ),
     work=functools.partial(_work, model),

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from goku_jax import manifest, weights
+from goku_jax import files, weights
 from goku_jax.convert import clip, formats
 from goku_jax.models.judges import clip as models
 from goku_jax.typing import UserError
@@ -27,7 +27,7 @@ def test_every_number_has_a_place_and_the_tokenizer_goes_along(tmp_path):
   )
   text = (source / "tokenizer.json").read_bytes()
   assert (out / "tokenizer.json").read_bytes() == text
-  digest = manifest.digest_file(source / "model.safetensors")
+  digest = files.digest_file(source / "model.safetensors")
   assert config["source_sha256"] == digest
   model = models.from_dict(config["model"])
   assert (model.text.depth, model.image.num_heads, model.patch) == (3, 2, 8)
@@ -35,7 +35,7 @@ def test_every_number_has_a_place_and_the_tokenizer_goes_along(tmp_path):
 
 def test_the_file_itself_may_be_named(tmp_path):
   path = clip_folder.write(tmp_path / "theirs") / "model.safetensors"
-  _, config = clip.read(path, manifest.digest_file(path).upper())
+  _, config = clip.read(path, files.digest_file(path).upper())
   assert config["network"] == "clip"
   with pytest.raises(UserError, match="another digest"):
     clip.read(path, "0" * 64)

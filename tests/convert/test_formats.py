@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from goku_jax import manifest, weights
+from goku_jax import files, weights
 from goku_jax.convert import __main__ as main
 from goku_jax.convert import formats, tensors
 from goku_jax.models import vae
@@ -71,7 +71,7 @@ def test_our_tree_survives_the_way_through_theirs(name, tmp_path):
   model, tree = SCRIPT["make"](name)
   path = write_theirs(name, tmp_path)
   got, config = formats.FORMATS[name].read(
-    path, sha256=manifest.digest_file(path).upper()
+    path, sha256=files.digest_file(path).upper()
   )
   chex.assert_trees_all_equal(got, tree)
   assert vae.make_vae(**config["model"]).config == model.config

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from goku_jax import manifest, weights
+from goku_jax import files, weights
 from goku_jax.convert import formats, i3d, inception, state_dict, tensors
 from goku_jax.typing import UserError
 
@@ -61,7 +61,7 @@ def test_tensors_come_out_under_our_names(name, count, kernel, var, tmp_path):
   chex.assert_trees_all_equal(got, jax.tree.map(np.float32, tree))
   assert config == {
     "network": name,
-    "source_sha256": manifest.digest_file(path),
+    "source_sha256": files.digest_file(path),
     "bn_eps": {"inception_fid": 1e-3, "i3d": 1e-5}[name],
   }
   assert result["network"] == name
@@ -106,7 +106,7 @@ def test_a_missing_file_is_told_with_where_it_comes_from(name, words, tmp_path):
 def test_a_wrong_digest_is_refused(tmp_path):
   path = tmp_path / "a.safetensors"
   safetensors.numpy.save_file({"a": np.zeros(3)}, path)
-  digest = manifest.digest_file(path)
+  digest = files.digest_file(path)
   assert state_dict.read(path, "a file", digest.upper())[1] == digest
   with pytest.raises(UserError, match=f"has the sha256 {digest}, not --sha256"):
     state_dict.read(path, "a file", "00")

@@ -9,10 +9,11 @@ import chex
 import numpy as np
 import pytest
 
-from goku_jax import checkpoint, job
+from goku_jax import checkpoint, files, job, lines, manifest
 from goku_jax.data import digits, video_io
 from goku_jax.train import __main__ as train_main
-from goku_jax.train import loop
+from goku_jax.train import loop, watchdog
+from goku_jax.train.goodput import Goodput
 from tests import runs
 
 STAGES = ["flow", pytest.param("vae", marks=pytest.mark.slow)]
@@ -82,7 +83,13 @@ def read_lines(workdir):
 
 def assert_same_run(one, two):
   one_arrays, two_arrays = runs.read_arrays(one), runs.read_arrays(two)
-  assert one_arrays.keys() == {"params", "ema", "opt_state", "step"}
+  assert one_arrays.keys() == {
+    "params",
+    "ema",
+    "opt_state",
+    "window",
+    "step",
+  }
   chex.assert_trees_all_equal(one_arrays, two_arrays)
   losses = lambda w: [(x["step"], x["loss"]) for x in read_lines(w)]
   assert losses(one) == losses(two)
@@ -166,7 +173,7 @@ def test_one_process_writes(tmp_path, monkeypatch):
   assert [file.name for file in tmp_path.iterdir()] == ["checkpoints"]
 
 
-def test_rates_count_steps_alone(monkeypatch):
+def test_rates_count_steps_alone(tmp_path, monkeypatch):
   """Neither the first step, which compiles, nor pictures and saves."""
   now = 0.0
   clock = types.SimpleNamespace(perf_counter=lambda: now)
@@ -175,14 +182,17 @@ def test_rates_count_steps_alone(monkeypatch):
   writers = types.SimpleNamespace(write_scalars=found.__setitem__)
   progress = types.SimpleNamespace(update=lambda *_, **__: None)
   config = runs.read_config(total_steps=9)
-  report = loop.Reporter(config, writers, progress, peak=10.0, first=3)
+  with watchdog.Watchdog(**config.watchdog) as dog:
+    run = loop.Run(config, tmp_path, None, None, 10.0, Goodput(), dog)
+  report = loop.Reporter(run, writers, progress, first=3, passed=0)
+  metrics = {"loss": 1.0, "grad_norm": 1.0, "skipped": 0.0}
   for step, seconds in ((3, 60.0), (4, 2.0), (5, 4.0)):
-    report.add(step, {"loss": 1.0, "grad_norm": 1.0}, 10.0, 100)
+    report.add(step, metrics, {}, 10.0, 100)
     now += seconds
   report.flush()
   now += 100.0
   report.restart_clock()
-  report.add(6, {"loss": 1.0, "grad_norm": 1.0}, 10.0, 100)
+  report.add(6, metrics, {}, 10.0, 100)
   now += 5.0
   report.flush()
   rates = [found[step].get("tokens_per_second") for step in range(3, 7)]
@@ -285,7 +295,7 @@ def test_another_model_is_refused_by_the_field_that_differs(straight):
     ("vae", "show_every_steps", 0, "show_every_steps=0: set 1"),
     ("vae", "ema_decay", 1.0, "ema_decay=1.0: set"),
     ("vae", "ema_decay", -0.1, "ema_decay=-0.1: set"),
-    ("vae", "keep", 0, "keep=0: set 1"),
+    ("vae", "checkpoint.keep", 0, "keep=0: set 1"),
     ("vae", "seed", 2**32, "seed=4294967296: set 0 or more, below"),
     ("vae", "optim.schedule", "linear", "schedule='linear' is not one of"),
     ("vae", "optim.learning_rate", -1e-3, "learning_rate=-0.001: set"),
@@ -382,10 +392,105 @@ def test_a_run_without_images_says_nothing_of_them(tmp_path):
     assert not [name for name in found if name.endswith("_image")]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
-  config = runs.read_config(
-    "vae", total_steps=TOTAL, show_every_steps=100, loss__kl_weight=float("nan")
-  )
-  with pytest.raises(FloatingPointError, match="loss of step 0 is nan"):
+def poison(monkeypatch, bad):
+  """Makes what some batches of the data hold no numbers."""
+  make_task = loop.TASKS["flow"]
+
+  def poisoned(*args):
+    task = make_task(*args)
+
+    def batches(first, *more):
+      for number, batch in enumerate(task.batches(first, *more), first):
+        if number in bad:
+          batch["tokens_BLP"] = np.full_like(batch["tokens_BLP"], np.nan)
+        yield batch
+
+    return task._replace(batches=batches)
+
+  monkeypatch.setitem(loop.TASKS, "flow", poisoned)
+
+
+def read_bad(workdir):
+  return lines.read(workdir / "bad_batches" / "0000.jsonl")
+
+
+def test_a_loss_that_is_never_finite_ends_the_run(tmp_path):
+  config = config_of("vae", loss__kl_weight=float("nan"), guards__bad_steps=2)
+  message = "2 bad steps in a row, up to step 1: loss nan, grad_norm nan; going"
+  with pytest.raises(FloatingPointError, match=message):
     train_main.main(config, str(tmp_path))
   assert not checkpoint.whole_steps(tmp_path / "checkpoints")
+  assert [row["batch"] for row in read_bad(tmp_path)] == [0, 1, 2, 3]
+
+
+def test_a_step_of_bad_numbers_changes_nothing(tmp_path, monkeypatch):
+  poison(monkeypatch, {1, 3})
+  config = config_of("flow", save_every_steps=1, checkpoint__keep=4)
+  train_main.main(config, str(tmp_path))
+  one, two, three, four = (runs.read_arrays(tmp_path, i) for i in range(1, 5))
+  for before, after in ((one, two), (three, four)):
+    assert before.pop("step") != after.pop("step")
+    chex.assert_trees_all_equal(before, after)
+  assert all("loss" in line for line in read_lines(tmp_path)[::2])
+  assert not any("loss" in line for line in read_lines(tmp_path)[1::2])
+  assert [line["skipped"] for line in read_lines(tmp_path)] == [0, 1, 0, 1]
+  rows = read_bad(tmp_path)
+  assert [(row["step"], row["batch"]) for row in rows] == [(1, 1), (3, 3)]
+  for row in rows:
+    packs = runs.read_task("flow").batches(row["batch"])
+    index = next(packs)["sample_index_BG"]
+    wanted = np.unique(index[index >= 0]).tolist()
+    assert row["samples"] == {"sample_index_BG": wanted}
+
+
+def test_a_run_goes_back_and_past_batches_that_stay_bad(
+  tmp_path, monkeypatch, caplog, capfd
+):
+  poison(monkeypatch, {3, 4, 5})
+  config = config_of("flow", total_steps=6, guards__bad_steps=3)
+  assert train_main.main(config, str(tmp_path))["step"] == 6
+  assert "going back to the newest checkpoint, and on from batch 6" in (
+    caplog.text
+  )
+  # The one before the first bad step was saved amid them: nothing had changed.
+  assert "resumed from step 4" in capfd.readouterr().out
+  folder = tmp_path / "checkpoints"
+  positions = [
+    manifest.read(folder / str(step))["position"]
+    for step in checkpoint.whole_steps(folder)
+  ]
+  assert positions == [{"step": 4, "batch": 4}, {"step": 6, "batch": 8}]
+  assert [line["skipped"] for line in read_lines(tmp_path)][-3:] == [1, 0, 0]
+
+
+def test_a_spike_is_skipped_if_asked(tmp_path, monkeypatch):
+  make_task = loop.TASKS["flow"]
+
+  def spiked(*args):
+    task = make_task(*args)
+
+    def batches(first, *more):
+      for number, batch in enumerate(task.batches(first, *more), first):
+        yield {
+          **batch,
+          "tokens_BLP": batch["tokens_BLP"] * 100 ** (number == 2),
+        }
+
+    return task._replace(batches=batches)
+
+  monkeypatch.setitem(loop.TASKS, "flow", spiked)
+  for sigma, skipped in ((0.0, [0, 0, 0, 0]), (9.0, [0, 0, 1, 0])):
+    config = config_of("flow", guards__sigma=sigma, guards__window=2)
+    train_main.main(config, str(tmp_path / str(sigma)))
+    rows = read_lines(tmp_path / str(sigma))
+    assert [row["skipped"] for row in rows] == skipped
+    assert rows[2]["loss"] > 100
+
+
+def test_two_jobs_do_not_train_in_one_folder(tmp_path):
+  with (
+    files.locked(tmp_path / loop.LOCK, "unused"),
+    pytest.raises(job.UserError, match="another job trains in --workdir="),
+  ):
+    train("flow", tmp_path)
+  assert train("flow", tmp_path)["step"] == TOTAL

@@ -18,9 +18,8 @@ import uuid
 import numpy as np
 from PIL import Image
 
-from goku_jax import files
+from goku_jax import files, lines
 from goku_jax.data import video_io
-from goku_jax.eval import lines
 from goku_jax.eval.benchmarks.layout import GRID, Benchmark, Sample, exists
 from goku_jax.typing import UserError
 

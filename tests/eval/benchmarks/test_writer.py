@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from goku_jax import lines
 from goku_jax.data import video_io
-from goku_jax.eval import lines
 from goku_jax.eval.benchmarks import (
   compbench,
   dpg,

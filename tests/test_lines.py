@@ -2,7 +2,7 @@
 
 import pytest
 
-from goku_jax.eval import lines
+from goku_jax import lines
 from goku_jax.typing import UserError
 
 

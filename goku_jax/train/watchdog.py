@@ -1,0 +1,129 @@
+"""Ends a process that hangs, with the stacks of all threads of all processes.
+
+A hang has no error: one host waits for a disk, a decoder or another host, and
+all wait for it. So each process has a thread that knows since when it does what
+it does, and how long that took before. Past a deadline it writes the stacks to
+stderr and ends the process with status 70; the scheduler starts it again. The
+others learn of it through JAX's coordination service, not by a collective, and
+do the same.
+"""
+
+import collections
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+
+# JAX shows its coordination service to nobody.
+from jax._src import distributed
+
+from goku_jax.typing import UserError
+
+STATUS = 70  # EX_SOFTWARE
+KEY = "goku_jax/hang"
+KNOWN = 5  # so many times something was done, before its deadline is its own
+REMEMBERED = 1000
+
+
+class Watchdog:
+  """Watches what is done `with watchdog.watch(name)`.
+
+  Args:
+    factor: of the 99th percentile of how long it took; 0 watches nothing.
+    least_seconds: no deadline is shorter.
+    first_seconds: the deadline of what was not done five times yet.
+    grace_seconds: between the stacks and the end, for the other processes to
+      write theirs: who loses a process is ended by JAX without a word.
+  """
+
+  def __init__(
+    self,
+    *,
+    factor: float,
+    least_seconds: float,
+    first_seconds: float,
+    grace_seconds: float = 10.0,
+  ):
+    if factor and factor < 1:
+      raise UserError(f"watchdog.factor={factor}: set 1 or more, or 0 for none")
+    for name, value in (("least", least_seconds), ("first", first_seconds)):
+      if value <= 0:
+        raise UserError(f"watchdog.{name}_seconds={value}: set more than 0")
+    self._factor, self._grace = factor, grace_seconds
+    self._least, self._first = least_seconds, first_seconds
+    self._took = collections.defaultdict(
+      lambda: collections.deque(maxlen=REMEMBERED)
+    )
+    self._since = {}  # name -> when it began
+    self._ended = threading.Event()
+    self._every = min(1.0, least_seconds / 4)
+
+  def __enter__(self):
+    if self._factor:
+      threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+    return self
+
+  def __exit__(self, *_):
+    self._ended.set()
+
+  @contextlib.contextmanager
+  def watch(self, name: str):
+    """Ends the process if what is within takes too long."""
+    began = self._since[name] = time.monotonic()
+    try:
+      yield
+    finally:
+      del self._since[name]
+      self._took[name].append(time.monotonic() - began)
+
+  def deadline(self, name: str) -> float:
+    """Seconds that something may take now."""
+    took = list(self._took[name])
+    if len(took) < KNOWN:
+      return max(self._first, self._least)
+    return max(self._least, self._factor * float(np.percentile(took, 99)))
+
+  def _run(self):
+    client = distributed.global_state.client  # None where there is one process
+    while not self._ended.wait(self._every):
+      if told := self._late():
+        _say_to_all(client, told)
+      elif told := _hear(client):
+        pass
+      else:
+        continue
+      print(f"watchdog: {told}; the stacks here:", file=sys.stderr, flush=True)
+      faulthandler.dump_traceback(all_threads=True)
+      time.sleep(self._grace)
+      os._exit(STATUS)  # a thread that hangs lets no other way through
+
+  def _late(self):
+    now = time.monotonic()
+    for name, began in list(self._since.items()):
+      if now - began > (limit := self.deadline(name)):
+        return (
+          f"process {jax.process_index()} is in {name!r} for"
+          f" {now - began:.1f} s, the deadline is {limit:.1f} s"
+        )
+    return None
+
+
+def _say_to_all(client, told):
+  if client:
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # said already
+      client.key_value_set(KEY, told)
+
+
+def _hear(client):
+  """What another process has said, if anything."""
+  if not client:
+    return None
+  try:
+    return client.key_value_try_get(KEY)
+  except jax.errors.JaxRuntimeError:  # nothing, or the service is gone
+    return None

@@ -243,7 +243,7 @@ def test_a_manifest_restarts_what_was_preempted_however_often():
   assert slices["replicas"] == 2
   assert job["parallelism"] == job["completions"] == 64
   saved, gone = job["podFailurePolicy"]["rules"]
-  assert saved["onExitCodes"] == {"operator": "In", "values": [75]}
+  assert saved["onExitCodes"] == {"operator": "In", "values": [70, 75]}
   assert gone["onPodConditions"][0]["type"] == "DisruptionTarget"
   pod = job["template"]["spec"]
   assert pod["nodeSelector"] == {
@@ -266,8 +266,8 @@ def test_a_single_slice_has_one_replica(topology):
   assert slices["template"]["spec"]["parallelism"] in (16, 64)
 
 
-@pytest.mark.parametrize("status", [0, 1, 75])
-def test_slurm_queues_again_what_was_preempted_alone(
+@pytest.mark.parametrize("status", [0, 1, 70, 75])
+def test_slurm_queues_again_what_was_preempted_or_hung(
   status, stand_ins, tmp_path
 ):
   call, script = here_document(dry_run("slurm.sh", *NEEDED["slurm.sh"]))
@@ -277,7 +277,7 @@ def test_slurm_queues_again_what_was_preempted_alone(
   env = {**stand_ins, "SLURM_JOB_ID": "7", "STATUS": str(status)}
   assert launch(tmp_path / "script", env=env)[0] == status
   step = ["srun", "--wait=300", "--cpu-bind=none", *PYTHON]
-  again = ["scontrol", "requeue", "7"] if status == 75 else []
+  again = ["scontrol", "requeue", "7"] if status in (70, 75) else []
   assert recorded(stand_ins) == step + again
 
 

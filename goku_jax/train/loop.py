@@ -124,35 +124,54 @@ def _train(run):
       task.settle(workdir)
       job.save_config(workdir, config)
       goodput.keep(workdir, first)
-    if first == total:
-      _evaluate(run, state, _due(config, first))
-      return {"step": first, **_last_metrics(workdir)}
-    if _writes():
-      task.preflight(batch)
-    left = config.guards.rollbacks
-    while True:
-      try:
-        state, metrics = _loop(
-          run, state, data, batch, compiled, ckpt, preempted
-        )
-        break
-      except guards.DivergedError as error:
-        _go_on(error, left)
-        left -= 1
+    try:
+      if first == total:
+        _evaluate(run, state, _due(config, first))
+        return {"step": first, **_last_metrics(workdir)}
+      if _writes():
+        task.preflight(batch)
+      again = lambda: _init_or_restore(run, tx, rng)[0]
+      state, metrics = _to_the_end(
+        run, state, data, batch, compiled, again, ckpt, preempted
+      )
+      with goodput.book("save"):
         ckpt.wait()
-        del state
-        state, _, _ = _init_or_restore(run, tx, rng)
-        first, batch = int(state.step), error.batch + 1
-        data = task.batches(batch, total - first)
-        goodput.go_back(first)
-    with goodput.book("save"):
-      ckpt.wait()
-    goodput.reached(total, at_once=True)
+    finally:
+      if _writes():
+        print(goodput.tell(), flush=True)
   # Private, but chex.assert_max_traces counts traces alone: a state that comes
   # back placed otherwise compiles again without one.
   if step_fn._cache_size() != 1:
     raise RuntimeError(f"the step compiled {step_fn._cache_size()} times")
   return {"step": int(state.step), **metrics}
+
+
+def _to_the_end(run, state, data, batch, compiled, again, ckpt, preempted):
+  """Runs all steps; where the numbers stay bad, goes back and past them."""
+  config, task, goodput = run.config, run.task, run.goodput
+  left = config.guards.rollbacks
+  while True:
+    try:
+      return _loop(run, state, data, batch, compiled, ckpt, preempted)
+    except guards.DivergedError as error:
+      if not left:
+        raise FloatingPointError(
+          f"{error}; going back did not help, or guards.rollbacks is 0"
+        ) from error
+      batch = error.batch + 1
+      logging.warning(
+        "%s: going back to the newest checkpoint, and on from batch %d",
+        error,
+        batch,
+      )
+    # Not in the handler, whose error holds the state.
+    ckpt.wait()
+    state = None
+    state = again()
+    first = int(state.step)
+    data = task.batches(batch, config.total_steps - first)
+    goodput.go_back(first)
+    left -= 1
 
 
 def _check(config):
@@ -161,6 +180,14 @@ def _check(config):
   for name in POSITIVE:
     if config[name] < 1:
       raise UserError(f"{name}={config[name]}: set 1 or more")
+  if config.guards.rollbacks < 0:
+    raise UserError(
+      f"guards.rollbacks={config.guards.rollbacks}: set 0 or more"
+    )
+  if config.guards.window < 2:
+    raise UserError(
+      f"guards.window={config.guards.window}: set 2 steps or more"
+    )
   if not 0 <= config.ema_decay < 1:
     raise UserError(f"ema_decay={config.ema_decay}: set 0 or more, below 1")
 
@@ -310,19 +337,6 @@ def _save(run, ckpt, state, step, batch):
       raise guards.DivergedError(told, batch - 1)
     ckpt.save(step, _trees(state), {"step": step, "batch": batch})
   run.goodput.reached(step, at_once=True)
-
-
-def _go_on(error, rollbacks):
-  """Tells that a run goes back, or ends it."""
-  if not rollbacks:
-    raise FloatingPointError(
-      f"{error}; going back did not help, or guards.rollbacks is 0"
-    ) from error
-  logging.warning(
-    "%s: going back to the newest checkpoint, and on from batch %d",
-    error,
-    error.batch + 1,
-  )
 
 
 def _best(config, workdir):

@@ -11,10 +11,10 @@ options "cluster name image topology" "slices" "$@"
 count slices
 read_topology
 
-# xpk starts again after signals, and after 75 (preempted, saved) if told so;
-# preemptions count here. Saving takes longer than its 30 seconds.
+# xpk starts again after signals, and after 70 (hung) and 75 (preempted, saved) if
+# told so; preemptions count here. Saving takes longer than its 30 seconds.
 run xpk workload create --cluster="$cluster" --workload="$name" \
   --docker-image="$image" --tpu-type="$type" --num-slices="$slices" \
-  --max-restarts=100 --restart-on-exit-codes=75 \
+  --max-restarts=100 --restart-on-exit-codes=70,75 \
   --termination-grace-period-seconds=600 \
   --command="$(quote_in_pod "${command[@]}")"

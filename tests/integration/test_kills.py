@@ -1,0 +1,136 @@
+"""A run that is killed at random ends as one that never was."""
+
+import collections
+import hashlib
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import threading
+import time
+
+import chex
+import pytest
+
+from goku_jax import checkpoint, manifest
+from tests import runs
+
+KILLS = 200
+# Trains the digits, saving at each step; notes whose turn it is in each.
+PROGRAM = """
+import json, os, sys
+from goku_jax.train import __main__ as job, loop
+from tests import runs
+
+workdir, total = sys.argv[1], int(sys.argv[2])
+config = runs.read_config(
+  "flow", total_steps=total, save_every_steps=1, show_every_steps=10**6,
+  checkpoint__keep=3, optim__schedule="constant",
+)
+make_task, notes = loop.TASKS["flow"], open(f"{workdir}/ids", "a")
+
+def make_noting_task(*args):
+  task = make_task(*args)
+  def batches(first, *more):
+    for step, batch in enumerate(task.batches(first, *more), first):
+      ids = [batch[k].tolist() for k in ("sample_index_BG", "visit_BG")]
+      print(json.dumps([step, ids]), file=notes, flush=True)
+      yield batch
+  return task._replace(batches=batches)
+
+loop.TASKS["flow"] = make_noting_task
+job.main(config, workdir)
+"""
+
+
+def start(workdir, total):
+  workdir.mkdir(exist_ok=True)
+  cache = {  # compiled once
+    "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+  return subprocess.Popen(
+    [sys.executable, "-c", PROGRAM, str(workdir), str(total)],
+    cwd=runs.ROOT,
+    env=os.environ
+    | {"XLA_FLAGS": runs.FLAGS, "PYTHONPATH": str(runs.ROOT)}
+    | cache,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def watch(process, since, seen):
+  """Notes when a process says that it goes on, and what it says last."""
+  for line in process.stdout:
+    seen["said"].append(line)
+    if line.startswith("resumed from"):
+      seen["took"].append(time.monotonic() - since)
+
+
+def stand(folder):
+  """Number, and whether it is whole to the byte, of the newest step."""
+  steps = checkpoint.whole_steps(folder)
+  if not steps:
+    return -1
+  path = folder / str(steps[-1])
+  assert not manifest.problems(path, manifest.read(path)["files"])
+  return steps[-1]
+
+
+def read_ids(workdir):
+  """What each step had in its batch, which must be the same each time."""
+  found = collections.defaultdict(set)
+  for line in (workdir / "ids").read_text().splitlines():
+    try:
+      step, ids = json.loads(line)
+    except ValueError:  # a kill cut it short
+      continue
+    found[step].add(hashlib.sha256(json.dumps(ids).encode()).hexdigest())
+  assert all(len(ids) == 1 for ids in found.values())
+  return dict(found)
+
+
+def read_losses(workdir):
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [
+    (x["step"], x["loss"], x["grad_norm"]) for x in map(json.loads, lines)
+  ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(6 * 3600)
+def test_no_kill_costs_a_checkpoint_or_changes_the_run(tmp_path):
+  rng = random.Random(0)
+  broken, folder = tmp_path / "broken", tmp_path / "broken" / "checkpoints"
+  seen = {"said": collections.deque(maxlen=20), "took": [20.0]}
+  with start(tmp_path / "compiled", 1) as process:
+    process.communicate()
+  newest, moved = -1, 0
+  for _ in range(KILLS):
+    since = time.monotonic()
+    with start(broken, 10**6) as process:
+      reader = threading.Thread(target=watch, args=(process, since, seen))
+      reader.start()
+      # From before it restores to well into the steps that it saves.
+      time.sleep(rng.uniform(0.7, 1.4) * statistics.median(seen["took"][-9:]))
+      assert process.poll() is None, "".join(seen["said"])
+      process.kill()
+      reader.join()
+    assert stand(folder) >= newest, "a committed step is lost"
+    moved += stand(folder) > newest
+    newest = stand(folder)
+  total = newest + 5
+  for workdir in (broken, tmp_path / "whole"):
+    with start(workdir, total) as process:
+      said, _ = process.communicate(timeout=1800)
+    assert process.returncode == 0, said
+  print(f"{KILLS} kills, {moved} after new steps, {total} steps in all")
+  assert moved > KILLS / 4
+  whole = tmp_path / "whole"
+  chex.assert_trees_all_equal(runs.read_arrays(broken), runs.read_arrays(whole))
+  assert read_losses(broken) == read_losses(whole)
+  assert read_ids(broken) == read_ids(whole)

@@ -2,14 +2,17 @@
 
 import contextlib
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 
-from goku_jax import checkpoint
+from goku_jax import checkpoint, lines
 from goku_jax.data import video_io
 from goku_jax.eval import results
 from goku_jax.train import __main__ as train_main
@@ -32,13 +35,24 @@ def training(workdir, port, overrides):
   )
 
 
+def start_program(program, *arguments, **environment):
+  """Python's text in a process of its own."""
+  return subprocess.Popen(
+    [sys.executable, "-c", program, *arguments],
+    cwd=runs.ROOT,
+    env=os.environ | {"PYTHONPATH": str(runs.ROOT)} | environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
+
+
 @contextlib.contextmanager
-def two_processes(port, *command):
-  """A job in two processes of four devices each."""
+def two_processes(port, *command, run=runs.start_job):
+  """A job, or what `run` starts, in two processes of four devices each."""
   with contextlib.ExitStack() as stack:
     processes = []
     for index in range(2):
-      process = runs.start_job(
+      process = run(
         *command,
         XLA_FLAGS=FLAGS,
         GOKU_HOSTS="localhost,localhost",
@@ -59,15 +73,21 @@ def finish(processes, status=0):
 
 
 def read_losses(workdir):
-  lines = (workdir / "metrics.jsonl").read_text().splitlines()
-  assert [json.loads(line)["step"] for line in lines] == list(range(4))
-  return [json.loads(line)["loss"] for line in lines]
+  rows = lines.read(workdir / "metrics.jsonl")
+  assert [row["step"] for row in rows] == list(range(4))
+  return [row["loss"] for row in rows]
 
 
 def assert_same_run(one, two):
   np.testing.assert_allclose(read_losses(one), read_losses(two), rtol=1e-5)
   one_arrays, two_arrays = runs.read_arrays(one), runs.read_arrays(two)
-  assert one_arrays.keys() == {"params", "ema", "opt_state", "step"}
+  assert one_arrays.keys() == {
+    "params",
+    "ema",
+    "opt_state",
+    "window",
+    "step",
+  }
   for name, arrays in one_arrays.items():
     # Adam divides a gradient that is nearly rounding by its own size.
     rtol = 1e-5 if name == "opt_state" else 1e-4
@@ -103,17 +123,64 @@ def test_two_processes_train_as_one_that_goes_on_from_them(
 
 
 @pytest.mark.slow
-def test_a_process_that_is_preempted_stops_both_at_one_step(port, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_is_asked_to_stop_stops_both_at_one_step(
+  number, port, tmp_path
+):
   overrides = SHORT | dict(total_steps=5000, save_every_steps=5000)
   with training(tmp_path, port, overrides) as processes:
-    lines = tmp_path / "metrics.jsonl"
-    while not (lines.exists() and lines.stat().st_size):
+    metrics = tmp_path / "metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size):
       assert all(process.poll() is None for process in processes)
       time.sleep(0.01)
-    processes[1].send_signal(signal.SIGTERM)
+    processes[1].send_signal(number)
     errors = finish(processes, status=75)
   (step,) = checkpoint.whole_steps(tmp_path / "checkpoints")
   assert all(f"preempted: saved at step {step};" in error for error in errors)
+
+
+HANG = """
+import sys, threading
+import jax
+from goku_jax.train import __main__ as train_main, loop
+from tests import runs
+
+make_task = loop.TASKS["flow"]
+
+def read_a_disk_that_is_gone():
+  threading.Event().wait()
+
+def make_hanging_task(*args):
+  task = make_task(*args)
+  def batches(first, *more):
+    for step, batch in enumerate(task.batches(first, *more), first):
+      if step == 8 and jax.process_index() == 1:
+        read_a_disk_that_is_gone()
+      yield batch
+  return task._replace(batches=batches)
+
+loop.TASKS["flow"] = make_hanging_task
+config = runs.read_config(
+  total_steps=1000, save_every_steps=1000, show_every_steps=1000,
+  watchdog__least_seconds=5.0,
+)
+train_main.main(config, sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_hang_of_one_process_ends_both_with_their_stacks(port, tmp_path):
+  start = time.monotonic()
+  with two_processes(port, HANG, str(tmp_path), run=start_program) as processes:
+    errors = finish(processes, status=70)
+  assert "in read_a_disk_that_is_gone" in errors[1]
+  assert any("watchdog: process 1 is in 'data' for" in e for e in errors)
+  for error in errors:
+    assert "the stacks here:" in error
+    assert "in _run" in error  # of the watchdog, a thread among all
+  assert time.monotonic() - start < 150
+  rows = lines.read(tmp_path / "metrics.jsonl")
+  assert rows[-1]["step"] == 7
 
 
 @pytest.mark.slow

@@ -3,59 +3,97 @@
 Each element's bits are mixed with its place in the array and all are added up,
 modulo 2^32. Sums have no order, so any sharding gives the same number; and as
 the mixing of one element is a bijection, one changed element always shows.
-Places and bits of many at once cancel with a probability of 2^-32.
+Changes of many cancel with a probability of 2^-32.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Odd: products by them are bijections of 32 bits (of Weyl and MurmurHash3).
-PLACE, FIRST, SECOND = (
-  np.uint32(n) for n in (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35)
+# Odd, so that products by them are bijections of 32 bits.
+STRIDES = tuple(
+  np.uint32(n)
+  for n in (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F, 0x165667B1)
 )
+FACTOR = np.uint32(0xCC9E2D51)
+BLOCK = 2**18  # elements that are mixed at once, in the cache of a CPU
 
 
-def checksum(x):
-  """uint32 of the bits of an array of JAX, under jit too, or of numpy."""
-  xp = jnp if isinstance(x, jax.Array) else np
-  bits = _bits(x, xp)
-  place = xp.zeros((1,) * bits.ndim, np.uint32)
-  for axis, size in enumerate(bits.shape):  # wraps around, as all that follows
-    steps = xp.arange(size, dtype=np.uint32)
-    shape = [1] * bits.ndim
-    shape[axis] = size
-    place = place * PLACE + steps.reshape(shape)
-  mixed = (bits ^ (place * PLACE)) * FIRST
-  mixed = (mixed ^ (mixed >> 15)) * SECOND
-  return (mixed ^ (mixed >> 13)).sum(dtype=np.uint32)
+def checksum(x, starts=None):
+  """uint32 of the bits of an array that one device has, or of a part of it.
+
+  Args:
+    x: of JAX or numpy, of five dims at most, four of 64-bit numbers.
+    starts: where the part begins in the array, by dim; None is at zero.
+  """
+  bits = _bits(x)
+  starts = starts or [0] * bits.ndim
+  places = [
+    (jnp.arange(size, dtype=jnp.uint32) + jnp.uint32(start)) * stride
+    for size, start, stride in zip(bits.shape, starts, STRIDES, strict=False)
+  ]
+  columns = places.pop()
+  rows = functools.reduce(jnp.add.outer, places, jnp.uint32(0)).reshape(-1)
+  bits = bits.reshape(-1, len(columns))
+
+  def mix(row):
+    place, bits = row
+    mixed = (bits ^ (place + columns)) * FACTOR  # wraps around, as all of it
+    return (mixed ^ (mixed >> 15)).sum(dtype=jnp.uint32)
+
+  batch_size = max(1, BLOCK // len(columns))
+  sums = jax.lax.map(mix, (rows, bits), batch_size=batch_size)
+  return sums.sum(dtype=jnp.uint32)
 
 
-def _bits(x, xp):
-  """An array as uint32, one for each element or for each half of one."""
-  size = x.dtype.itemsize
+def _bits(x):
+  """An array as uint32 of one dim or more, one an element or a half of one."""
+  x, size = x.reshape(x.shape or (1,)), x.dtype.itemsize
   if x.dtype == np.bool_:
     return x.astype(np.uint32)
   if size > 4:
-    return xp.expand_dims(x, -1).view(np.uint32)
-  return x.view({1: np.uint8, 2: np.uint16, 4: np.uint32}[size]).astype(
-    np.uint32
-  )
-
-
-@jax.jit
-def _on_devices(arrays):
-  return jax.tree.map(checksum, arrays)
+    return x[..., None].view(np.uint32)
+  return x.view(f"uint{8 * size}").astype(np.uint32)
 
 
 def start(flat: dict) -> dict:
   """Checksums of arrays by name, those on devices under way when it returns."""
-  on_devices = {k: x for k, x in flat.items() if isinstance(x, jax.Array)}
-  with np.errstate(over="ignore"):
-    on_host = {k: checksum(x) for k, x in flat.items() if k not in on_devices}
-  return {**on_host, **_on_devices(on_devices)}
+  return {
+    name: _start(x, x.sharding)
+    if isinstance(x, jax.Array)
+    else _start(_bits(x), None)  # JAX would cut 64 bits to 32
+    for name, x in flat.items()
+  }
 
 
 def fetch(started: dict) -> dict[str, int]:
   """What `start` has begun, as numbers."""
   return {name: int(value) for name, value in jax.device_get(started).items()}
+
+
+@functools.partial(jax.jit, static_argnames="sharding")
+def _start(x, sharding):
+  if not isinstance(sharding, jax.NamedSharding):
+    return checksum(x)
+  axes = [
+    (names,) if isinstance(names, str) else tuple(names or ())
+    for names in sharding.spec
+  ]
+  axes += [()] * (max(1, x.ndim) - len(axes))
+
+  def add_up(part):  # of one device
+    starts = [
+      jax.lax.axis_index(names) * size if names else 0
+      for names, size in zip(axes, part.shape, strict=False)
+    ]
+    return jax.lax.psum(checksum(part, [*starts, 0]), sum(axes, ()))
+
+  return jax.shard_map(
+    add_up,
+    mesh=sharding.mesh,
+    in_specs=sharding.spec,
+    out_specs=jax.P(),
+    check_vma=False,  # copies are not summed, and one of them is fetched
+  )(x)

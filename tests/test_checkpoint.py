@@ -228,6 +228,29 @@ def test_one_flipped_byte_in_any_file_is_found_and_named(steps, caplog):
   assert restore_with_log(steps, caplog)[0][0] == 30  # put back, it is whole
 
 
+@pytest.mark.slow
+def test_a_flipped_bit_anywhere_is_found(steps):
+  files = files_of(steps / "30")
+  assert {"manifest.json", "_CHECKPOINT_METADATA"} <= {p.name for p in files}
+  rng = np.random.default_rng(0)
+  abstract = abstract_of(make_trees())
+  sizes = np.array([path.stat().st_size for path in files])
+  # Half of the places by size, half by file: most files are small.
+  picked = rng.choice(len(files), 50, p=sizes / sizes.sum()).tolist()
+  for i in [*picked, *rng.choice(len(files), 50).tolist()]:
+    path, data = files[i], bytearray(files[i].read_bytes())
+    if not data:
+      continue
+    whole = bytes(data)
+    data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+    path.write_bytes(data)
+    name = path.relative_to(steps / "30").as_posix()
+    with pytest.raises(UserError, match=f"30 is not whole .{name} "):
+      checkpoint.restore(steps, abstract, fall_back=False)
+    path.write_bytes(whole)
+  assert checkpoint.restore(steps, abstract, fall_back=False)[0] == 30
+
+
 @pytest.mark.parametrize("name", ["data", "manifest.json"])
 def test_a_file_cut_short_or_missing_sends_back_a_step(steps, caplog, name):
   if name == "data":

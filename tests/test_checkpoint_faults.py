@@ -122,6 +122,51 @@ def test_a_write_that_fails_raises_at_the_next_call(tmp_path, mode):
   assert checkpoint.whole_steps(tmp_path) == whole
 
 
+# Saves steps onto a disk of 4 MB, of which there is no room for a second.
+FULL = """
+import pathlib, sys
+import numpy as np
+from goku_jax import checkpoint
+folder = pathlib.Path(sys.argv[1])
+big = {"params": np.random.default_rng(0).random(400_000)}
+with checkpoint.Checkpointer(folder) as checkpointer:
+  checkpointer.save(1, big, {})
+  checkpointer.wait()
+  checkpointer.save(2, big, {})
+  try:
+    checkpointer.wait()
+  except RuntimeError as error:
+    print("failed:", str(error).replace(chr(10), " "))
+print(checkpoint.whole_steps(folder))
+(step, trees, _) = checkpoint.restore(folder, big)
+assert (trees["params"] == big["params"]).all()
+with checkpoint.Checkpointer(folder, keep=1) as checkpointer:
+  (folder / "1" / "manifest.json").unlink()  # room is made
+  checkpointer.save(1, big, {})
+print(checkpoint.whole_steps(folder))
+"""
+
+
+def test_a_full_disk_is_told_and_costs_no_whole_step(tmp_path):
+  on_small_disk = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+  on_small_disk += ['mount -t tmpfs -o size=4m tmpfs "$0" && exec "$@"']
+  if subprocess.run([*on_small_disk, tmp_path, "true"], check=False).returncode:
+    pytest.skip("this machine lets no user mount a small disk")
+  done = subprocess.run(
+    [*on_small_disk, tmp_path, sys.executable, "-c", FULL, tmp_path],
+    env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
+    capture_output=True,
+    text=True,
+    timeout=100,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  failed, whole, again = done.stdout.splitlines()
+  assert f"the checkpoint {tmp_path}/2 could not be saved" in failed
+  assert "No space left on device" in failed
+  assert (whole, again) == ("[1]", "[1]")
+
+
 def test_a_file_where_the_folder_should_be_raises(tmp_path):
   folder = tmp_path / "checkpoints"
   folder.write_text("in the way")

@@ -9,6 +9,7 @@
     --config.data.path=LATENTS
   python -m goku_jax.bench --suite=peer --rounds=10
   python -m goku_jax.bench --suite=eval
+  python -m goku_jax.bench --suite=checkpoint --gib=4
   python -m goku_jax.bench --suite=pod --config=configs/joint.py --short
 
 The suite `step`, which is meant where none is named, times training steps of a
@@ -66,6 +67,12 @@ PyTorch's networks of the same random weights and the published formula by
 scipy.linalg.sqrtm: a ratio is the other's seconds over ours, a difference that
 of the results, over the largest. Needs the extras `parity` and `eval`.
 
+The suite `checkpoint` saves and restores --gib (1) of noise, split over the
+devices there are, and does the same bytes as plain files: how long `save`
+blocks over copying in memory, saving over writing, restoring, onto another mesh
+too, over copying files, the digests' part of a save, and the peak of a process
+that restores over the state.
+
 The suite `pod` checks what a config would run on: devices and mesh (and
 --topology), products, memory and bits of each device, exchanges along each axis
 of the mesh; unless --short, attention's kernels and some steps too. It tells a
@@ -80,7 +87,7 @@ from absl import flags
 from goku_jax import job
 
 SUITES = ("vae", "conv", "packing", "attention", "data", "peer", "eval")
-SUITES += ("step", "pod")
+SUITES += ("checkpoint", "step", "pod")
 
 flags.DEFINE_string("suite", "step", f"what is measured: {', '.join(SUITES)}")
 flags.DEFINE_integer("steps", 10, "that are timed", lower_bound=1)
@@ -95,6 +102,7 @@ flags.DEFINE_list("memory_frames", "17,65,257", "lengths of clips; '' for none")
 flags.DEFINE_string("calibrate", None, "file for the times of packs")
 flags.DEFINE_string("variant", None, "of the model that is timed")
 flags.DEFINE_integer("tokens", None, "of a timed pack", lower_bound=32)
+flags.DEFINE_float("gib", 1.0, "of the state", lower_bound=0.001)
 flags.DEFINE_integer("features", 2048, "numbers of each", lower_bound=2)
 
 
@@ -114,6 +122,7 @@ def main(
   topology=None,
   short=False,
   features=2048,
+  gib=1.0,
 ):
   """Returns the figures of the suite."""
   if suite not in SUITES:
@@ -132,7 +141,7 @@ def main(
   if config:
     raise job.UserError(f"--suite={suite} takes no --config: leave it out")
   # JAX is slow to import.
-  from goku_jax.bench import attention, conv, judges, machine, peer, vae
+  from goku_jax.bench import attention, conv, judges, machine, peer, saving, vae
 
   beside_others = {
     "attention": lambda: attention.compare(rounds),
@@ -140,6 +149,7 @@ def main(
       rounds, variant or "small", tokens or peer.TOKENS
     ),
     "eval": lambda: judges.compare(rounds, features),
+    "checkpoint": lambda: saving.compare(rounds, gib),
   }
   if suite in beside_others:
     return {**beside_others[suite](), **machine.describe("float32")}

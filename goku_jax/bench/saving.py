@@ -37,7 +37,7 @@ def compare(rounds: int, gib: float, folder=None) -> dict:
     trees = make_state(gib)
     seconds = collections.defaultdict(lambda: math.inf)
     for round_ in range(rounds):
-      for name, took in _round(made / str(round_), trees):
+      for name, took in _round(made / str(round_), gib, trees):
         seconds[name] = min(seconds[name], took)
       shutil.rmtree(made / str(round_))
     with checkpoint.Checkpointer(made / "kept") as checkpointer:
@@ -62,17 +62,19 @@ def compare(rounds: int, gib: float, folder=None) -> dict:
 
 def make_state(gib: float, seed: int = 0) -> dict:
   """Trees of arrays [rows, 1024] of float32 noise, rows over all devices."""
-  rows = round(gib * 2**30 / ARRAYS / 4096)
   rng = np.random.default_rng(seed)
-  sharding = _sharding(1)
-  return {
-    "params": {
-      f"{i:02d}": jax.device_put(
-        rng.standard_normal((rows, 1024), np.float32), sharding
-      )
-      for i in range(ARRAYS)
-    }
-  }
+  make = lambda x: jax.device_put(
+    rng.standard_normal(x.shape, x.dtype), x.sharding
+  )
+  return jax.tree.map(make, shapes(gib, _sharding(1)))
+
+
+def shapes(gib: float, sharding) -> dict:
+  """The trees without their numbers."""
+  count = jax.device_count()
+  rows = max(1, round(gib * 2**30 / ARRAYS / 4096 / count)) * count
+  array = jax.ShapeDtypeStruct((rows, 1024), np.float32, sharding=sharding)
+  return {"params": {f"{i:02d}": array for i in range(ARRAYS)}}
 
 
 def _sharding(columns):
@@ -82,46 +84,51 @@ def _sharding(columns):
   return jax.NamedSharding(mesh, jax.P("rows", "columns"))
 
 
-def _abstract(trees, sharding):
-  shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-  return jax.tree.map(shape, trees)
-
-
-def _round(folder, trees):
+def _round(folder, gib, trees):
   """What was done, and the seconds that it took."""
   folder.mkdir()
-  leaves = jax.tree.leaves(trees)
-  host = [np.asarray(x) for x in leaves]
-  yield "copy", _time(lambda: [np.array(x) for x in host])
-  yield (
-    "checksums",
-    _time(
-      lambda: [checksums.fetch(checksums.start(t)) for t in trees.values()]
-    ),
-  )
-  with checkpoint.Checkpointer(folder / "checkpoints") as checkpointer:
+  host = [np.asarray(x) for x in jax.tree.leaves(trees)]
+  yield "copy", _time(_copy_in_memory, host)
+  yield "checksums", _time(_take_checksums, trees)
+  saved, plain = folder / "checkpoints", folder / "plain"
+  with checkpoint.Checkpointer(saved) as checkpointer:
     start = time.perf_counter()
     checkpointer.save(0, trees, POSITION)
     yield "save_blocks", time.perf_counter() - start
     checkpointer.wait()
     yield "save", time.perf_counter() - start
-  files = [p for p in (folder / "checkpoints").rglob("*") if p.is_file()]
-  yield "digests", _time(lambda: [manifest.describe(p) for p in files])
-  plain = folder / "plain"
-  plain.mkdir()
-  yield "plain_write", _time(lambda: _write(plain, host))
-  yield "plain_copy", _time(lambda: _copy(plain, folder / "copy"))
-  del host
+  yield "digests", _time(_take_digests, saved)
+  yield "plain_write", _time(_write, plain, host)
+  yield "plain_copy", _time(_copy, plain, folder / "copy")
   for name, columns in (("restore", 1), ("other_mesh", _other())):
-    abstract = _abstract(trees, _sharding(columns))
-    yield (
-      name,
-      _time(
-        lambda abstract=abstract: jax.block_until_ready(
-          checkpoint.restore(folder / "checkpoints", abstract)[1]
-        )
-      ),
-    )
+    abstract = shapes(gib, _sharding(columns))
+    yield name, _time(_restore, saved, abstract)
+
+
+def _time(fn, *args):
+  start = time.perf_counter()
+  fn(*args)
+  return time.perf_counter() - start
+
+
+def _copy_in_memory(arrays):
+  return [np.array(x) for x in arrays]
+
+
+def _take_checksums(trees):
+  for tree in trees.values():
+    checksums.fetch(checksums.start(tree))
+
+
+def _take_digests(folder):
+  for path in folder.rglob("*"):
+    if path.is_file():
+      manifest.describe(path)
+
+
+def _restore(folder, abstract):
+  _, trees, _ = checkpoint.restore(folder, abstract)
+  jax.block_until_ready(trees)
 
 
 def _other():
@@ -129,13 +136,8 @@ def _other():
   return count // 2 if count % 2 == 0 else 1
 
 
-def _time(fn):
-  start = time.perf_counter()
-  fn()
-  return time.perf_counter() - start
-
-
 def _write(folder, arrays):
+  folder.mkdir()
   for i, x in enumerate(arrays):
     x.tofile(folder / str(i))
     sync(folder / str(i))
@@ -152,20 +154,8 @@ def _copy(source, target):
 def _restore_alone(connection, folder, gib):
   """The peak of a process that restores, and of one that has not yet."""
   connection.recv()
-  trees = {k: _shapes(gib) for k in ("params",)}
-  jax.block_until_ready(jax.device_put(np.zeros(8), jax.devices()[0]))
+  jax.block_until_ready(jax.numpy.zeros(8))
   machine.forget_peak()
   empty, _ = machine.peak_memory()
-  abstract = _abstract(trees, _sharding(1))
-  kept = checkpoint.restore(folder, abstract)
-  peak, _ = machine.peak_memory()
-  del kept
-  connection.send((peak, empty))
-
-
-def _shapes(gib):
-  rows = round(gib * 2**30 / ARRAYS / 4096)
-  return {
-    f"{i:02d}": jax.ShapeDtypeStruct((rows, 1024), "float32")
-    for i in range(ARRAYS)
-  }
+  _restore(folder, shapes(gib, _sharding(1)))
+  connection.send((machine.peak_memory()[0], empty))

@@ -48,6 +48,19 @@ def start_job(name, *arguments, **environment):
   )
 
 
+def start_program(program, *arguments, **environment):
+  """Python's text in a process of its own, on one device."""
+  return subprocess.Popen(
+    [sys.executable, "-c", program, *map(str, arguments)],
+    cwd=ROOT,
+    env=os.environ
+    | {"XLA_FLAGS": FLAGS, "PYTHONPATH": str(ROOT)}
+    | environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
+
+
 def run_job(name, *arguments, status=0, **environment):
   """Runs a job to its end; returns what it printed on both."""
   with start_job(name, *arguments, **environment) as process:

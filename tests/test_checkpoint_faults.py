@@ -5,6 +5,7 @@ import pathlib
 import random
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -122,6 +123,29 @@ def test_a_write_that_fails_raises_at_the_next_call(tmp_path, mode):
   assert checkpoint.whole_steps(tmp_path) == whole
 
 
+# Saves steps onto a disk that becomes read-only between them.
+READ_ONLY = """
+import pathlib, subprocess, sys
+import numpy as np
+from goku_jax import checkpoint
+folder = pathlib.Path(sys.argv[1])
+trees = {"params": np.arange(5.0)}
+def mount(how):
+  subprocess.run(["mount", "-o", f"remount,{how}", folder], check=True)
+with checkpoint.Checkpointer(folder) as checkpointer:
+  checkpointer.save(1, trees, {})
+  checkpointer.wait()
+  mount("ro")
+  try:
+    checkpointer.save(2, trees, {})
+    checkpointer.wait()
+  except RuntimeError as error:
+    print("failed:", str(error).replace(chr(10), " "))
+  print(checkpoint.whole_steps(folder))
+  mount("rw")
+  checkpointer.save(2, trees, {})
+print(checkpoint.whole_steps(folder))
+"""
 # Saves steps onto a disk of 4 MB, of which there is no room for a second.
 FULL = """
 import pathlib, sys
@@ -147,13 +171,23 @@ print(checkpoint.whole_steps(folder))
 """
 
 
-def test_a_full_disk_is_told_and_costs_no_whole_step(tmp_path):
+@pytest.mark.parametrize(
+  ("program", "says", "whole"),
+  [
+    (FULL, "No space left on device", ("[1]", "[1]")),
+    (READ_ONLY, "Read-only file system", ("[1]", "[1, 2]")),
+  ],
+  ids=["full", "read_only"],
+)
+def test_a_disk_that_takes_nothing_is_told_and_costs_no_whole_step(
+  program, says, whole, tmp_path
+):
   on_small_disk = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
   on_small_disk += ['mount -t tmpfs -o size=4m tmpfs "$0" && exec "$@"']
   if subprocess.run([*on_small_disk, tmp_path, "true"], check=False).returncode:
     pytest.skip("this machine lets no user mount a small disk")
   done = subprocess.run(
-    [*on_small_disk, tmp_path, sys.executable, "-c", FULL, tmp_path],
+    [*on_small_disk, tmp_path, sys.executable, "-c", program, tmp_path],
     env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
     capture_output=True,
     text=True,
@@ -161,10 +195,41 @@ def test_a_full_disk_is_told_and_costs_no_whole_step(tmp_path):
     check=False,
   )
   assert done.returncode == 0, done.stderr
-  failed, whole, again = done.stdout.splitlines()
+  failed, *found = done.stdout.splitlines()
   assert f"the checkpoint {tmp_path}/2 could not be saved" in failed
-  assert "No space left on device" in failed
-  assert (whole, again) == ("[1]", "[1]")
+  assert says in failed
+  assert tuple(found) == whole
+
+
+def test_a_slow_disk_holds_up_no_step(tmp_path, monkeypatch):
+  fsync, slow = os.fsync, threading.Event()
+
+  def wait_for_the_disk(descriptor):
+    slow.wait()
+    fsync(descriptor)
+
+  with checkpoint.Checkpointer(tmp_path) as checkpointer:
+    monkeypatch.setattr(os, "fsync", wait_for_the_disk)
+    checkpointer.save(1, {"params": jnp.ones(3)}, {})
+    checkpointer.check()  # neither waits
+    assert checkpoint.whole_steps(tmp_path) == []
+    slow.set()
+    checkpointer.wait()
+    assert checkpoint.whole_steps(tmp_path) == [1]
+
+
+def test_a_failed_save_is_told_before_the_next_one(tmp_path, monkeypatch):
+  def fail(path, record):
+    raise OSError("the disk is gone")
+
+  monkeypatch.setattr(checkpoint.manifest, "write", fail)
+  checkpointer = checkpoint.Checkpointer(tmp_path)
+  checkpointer.save(1, {"params": jnp.ones(3)}, {})
+  while not checkpointer._pending.done():
+    time.sleep(0.01)
+  with pytest.raises(RuntimeError, match="1 could not be saved: the disk is"):
+    checkpointer.check()
+  checkpointer.close()
 
 
 def test_a_file_where_the_folder_should_be_raises(tmp_path):

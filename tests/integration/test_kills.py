@@ -3,11 +3,8 @@
 import collections
 import hashlib
 import json
-import os
 import random
 import statistics
-import subprocess
-import sys
 import threading
 import time
 
@@ -18,15 +15,15 @@ from goku_jax import checkpoint, manifest
 from tests import runs
 
 KILLS = 200
-# Trains the digits, saving at each step; notes whose turn it is in each.
+# Trains the digits; notes whose turn it is in each step.
 PROGRAM = """
 import json, os, sys
 from goku_jax.train import __main__ as job, loop
 from tests import runs
 
-workdir, total = sys.argv[1], int(sys.argv[2])
+workdir, total, every = sys.argv[1], *map(int, sys.argv[2:])
 config = runs.read_config(
-  "flow", total_steps=total, save_every_steps=1, show_every_steps=10**6,
+  "flow", total_steps=total, save_every_steps=every, show_every_steps=10**6,
   checkpoint__keep=3, optim__schedule="constant",
 )
 make_task, notes = loop.TASKS["flow"], open(f"{workdir}/ids", "a")
@@ -45,29 +42,22 @@ job.main(config, workdir)
 """
 
 
-def start(workdir, total):
+def start(workdir, total, every=1):
   workdir.mkdir(exist_ok=True)
-  cache = {  # compiled once
-    "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "cache"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
-  return subprocess.Popen(
-    [sys.executable, "-c", PROGRAM, str(workdir), str(total)],
-    cwd=runs.ROOT,
-    env=os.environ
-    | {"XLA_FLAGS": runs.FLAGS, "PYTHONPATH": str(runs.ROOT)}
-    | cache,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
+  return runs.start_program(
+    PROGRAM,
+    workdir,
+    total,
+    every,
+    JAX_COMPILATION_CACHE_DIR=str(workdir.parent / "cache"),  # compiled once
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
   )
 
 
 def watch(process, since, seen):
-  """Notes when a process says that it goes on, and what it says last."""
+  """Notes when a process says that it goes on."""
   for line in process.stdout:
-    seen["said"].append(line)
-    if line.startswith("resumed from"):
+    if line.startswith(b"resumed from"):
       seen["took"].append(time.monotonic() - since)
 
 
@@ -106,7 +96,7 @@ def read_losses(workdir):
 def test_no_kill_costs_a_checkpoint_or_changes_the_run(tmp_path):
   rng = random.Random(0)
   broken, folder = tmp_path / "broken", tmp_path / "broken" / "checkpoints"
-  seen = {"said": collections.deque(maxlen=20), "took": [20.0]}
+  seen = {"took": [20.0]}
   with start(tmp_path / "compiled", 1) as process:
     process.communicate()
   newest, moved = -1, 0
@@ -117,20 +107,42 @@ def test_no_kill_costs_a_checkpoint_or_changes_the_run(tmp_path):
       reader.start()
       # From before it restores to well into the steps that it saves.
       time.sleep(rng.uniform(0.7, 1.4) * statistics.median(seen["took"][-9:]))
-      assert process.poll() is None, "".join(seen["said"])
+      assert process.poll() is None, process.stderr.read()
       process.kill()
       reader.join()
     assert stand(folder) >= newest, "a committed step is lost"
     moved += stand(folder) > newest
     newest = stand(folder)
   total = newest + 5
-  for workdir in (broken, tmp_path / "whole"):
-    with start(workdir, total) as process:
-      said, _ = process.communicate(timeout=1800)
-    assert process.returncode == 0, said
+  finish(broken, tmp_path / "whole", total)
   print(f"{KILLS} kills, {moved} after new steps, {total} steps in all")
   assert moved > KILLS / 4
-  whole = tmp_path / "whole"
+
+
+def finish(broken, whole, total, **options):
+  """Lets a run that was broken end, and holds it against one that was not."""
+  for workdir in (broken, whole):
+    with start(workdir, total, **options) as process:
+      _, said = process.communicate(timeout=1800)
+    assert process.returncode == 0, said.decode()
   chex.assert_trees_all_equal(runs.read_arrays(broken), runs.read_arrays(whole))
   assert read_losses(broken) == read_losses(whole)
   assert read_ids(broken) == read_ids(whole)
+
+
+@pytest.mark.slow
+def test_a_failure_every_thirty_steps_leaves_the_losses_as_they_are(tmp_path):
+  broken = tmp_path / "broken"
+  for failure in range(1, 5):
+    with start(broken, 10**6, every=12) as process:
+      while reached(broken) < 30 * failure:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+      process.kill()
+  finish(broken, tmp_path / "whole", reached(broken) + 30, every=12)
+
+
+def reached(workdir) -> int:
+  """How many steps the metrics tell of."""
+  path = workdir / "metrics.jsonl"
+  return path.read_text().count("\n") if path.exists() else 0

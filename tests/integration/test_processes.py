@@ -2,11 +2,8 @@
 
 import contextlib
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -32,17 +29,6 @@ def training(workdir, port, overrides):
     "--config=configs/digits.py:debug",
     f"--workdir={workdir}",
     *(f"--config.{key}={value}" for key, value in keys.items()),
-  )
-
-
-def start_program(program, *arguments, **environment):
-  """Python's text in a process of its own."""
-  return subprocess.Popen(
-    [sys.executable, "-c", program, *arguments],
-    cwd=runs.ROOT,
-    env=os.environ | {"PYTHONPATH": str(runs.ROOT)} | environment,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
   )
 
 
@@ -171,7 +157,9 @@ train_main.main(config, sys.argv[1])
 @pytest.mark.slow
 def test_a_hang_of_one_process_ends_both_with_their_stacks(port, tmp_path):
   start = time.monotonic()
-  with two_processes(port, HANG, str(tmp_path), run=start_program) as processes:
+  with two_processes(
+    port, HANG, str(tmp_path), run=runs.start_program
+  ) as processes:
     errors = finish(processes, status=70)
   assert "in read_a_disk_that_is_gone" in errors[1]
   assert any("watchdog: process 1 is in 'data' for" in e for e in errors)

@@ -432,6 +432,20 @@ def test_importing_job_is_light():
   assert shown == "set()\n"
 
 
+def test_a_value_of_the_command_line_is_no_code(folder):
+  harm = "__import__('pathlib').Path('harm').touch()"
+  for key in ("model.patch_size", "data.path"):
+    start(
+      folder,
+      "--config=configs/x.py",
+      "--workdir=run",
+      f"--config.{key}={harm}",
+      f"--prompt={harm}",
+    )
+  assert (folder / "run").exists()
+  assert not list(folder.rglob("harm"))
+
+
 def test_a_compilation_cache_open_to_others_is_refused(folder, monkeypatch):
   """Who can write there can run code in the job."""
   cache = folder / "cache"

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import stat
 import tempfile
 import uuid
 
@@ -80,6 +81,28 @@ def locked(path, taken: str):
     except BlockingIOError:
       raise UserError(taken) from None
     yield
+
+
+def make_private(path, name: str):
+  """Makes a folder that its user alone can open; refuses any other.
+
+  Args:
+    path: of a folder of a disk.
+    name: what names it, for the message.
+  """
+  if "://" in path:
+    raise UserError(f"{name}={path}: only a folder of a disk can be private")
+  try:
+    os.makedirs(path, 0o700, exist_ok=True)
+    found = os.stat(path)
+  except OSError as error:
+    raise UserError(f"{name}={path}: {error.strerror}") from error
+  if found.st_uid != os.geteuid():
+    raise UserError(
+      f"{name}={path} belongs to user {found.st_uid}: name a folder of yours"
+    )
+  if stat.S_IMODE(found.st_mode) & 0o077:
+    raise UserError(f"{name}={path} is open to others: chmod 700 {path}")
 
 
 def make_folder(path, flag):

@@ -34,7 +34,7 @@ from ml_collections import config_flags
 
 from goku_jax import config as configs
 from goku_jax.config import check_workdir, load_config, save_config
-from goku_jax.files import make_folder, to_json, write_json
+from goku_jax.files import make_folder, make_private, to_json, write_json
 from goku_jax.metrics import Progress, Writers
 from goku_jax.typing import UserError
 
@@ -54,6 +54,8 @@ __all__ = [
 ]
 
 FLAGS = flags.FLAGS
+# Who can write there can run code in every process that reads it.
+CACHE = "JAX_COMPILATION_CACHE_DIR"
 PREEMPTED = 75  # EX_TEMPFAIL: run the same command again
 HELP = {"-h", "-help", "--help", "--helpshort", "--helpfull"}
 
@@ -88,6 +90,8 @@ def run(main, *, config: str | None = None):
   try:
     arguments = _parse(main, config, sys.argv)
     if arguments is not None:
+      if os.environ.get(CACHE):
+        make_private(os.environ[CACHE], CACHE)
       _finish(main(**arguments))
     sys.exit(0)
   except UserError as error:

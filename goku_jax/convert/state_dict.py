@@ -1,6 +1,7 @@
 """Weights that torch's users pass on as one file: a dict of tensors by name.
 
-Nothing in such a file is run: of a .pth, torch reads tensors and no code.
+Nothing in such a file is run: a .pth, which is a pickle, is read after its
+digest matched, and torch takes tensors from it and no code.
 """
 
 import pathlib
@@ -31,7 +32,7 @@ def read(source, origin: str, sha256: str | None = None) -> tuple[dict, str]:
   Args:
     source: a .safetensors; any other file is read as torch's.
     origin: what the file is and who has it, for whom it is missing.
-    sha256: the digest that the file must have.
+    sha256: the digest that the file must have; a .safetensors goes without.
 
   Raises:
     UserError: the file is missing, another, cut short, or no dict of tensors.
@@ -46,6 +47,11 @@ def read(source, origin: str, sha256: str | None = None) -> tuple[dict, str]:
   if sha256 and digest != sha256.lower():
     raise UserError(f"{path} has the sha256 {digest}, not --sha256={sha256}")
   if path.suffix != ".safetensors":
+    if not sha256:
+      raise UserError(
+        f"{path} is a pickle, which may hold code: give --sha256=DIGEST as its"
+        f" publisher tells it (this file has {digest}), or a .safetensors"
+      )
     return _read_torch(path), digest
   try:
     return safetensors.numpy.load_file(path), digest

@@ -27,6 +27,7 @@ from multiprocessing import connection
 
 import numpy as np
 
+from goku_jax.data import films
 from goku_jax.data import media as media_lib
 from goku_jax.data.media import LIMITS, Limits, Probe, Unreadable
 from goku_jax.typing import UserError
@@ -90,6 +91,13 @@ class Decoder:
     size = int(size[0]), int(size[1])
     return self._ask({"times": list(map(float, times)), "size": size}, media)
 
+  def call(self, name: str, path: str, **given):
+    """What a function of `films` gives: an answer, and an array or None.
+
+    Unreadable as with `probe`.
+    """
+    return self._ask({"call": name, "given": given}, path)
+
   def _ask(self, request, media):
     child = self._idle.get()
     try:
@@ -109,7 +117,7 @@ class _Child:
     self._process = self._pipe = self._memory = None
 
   def ask(self, request, media):
-    """The answer, an array where the request has a size."""
+    """The answer; an array where the request has a size."""
     if self._process and self._process.poll() is not None:
       self.close()  # it ended with nothing to do: no fault of this file
     if self._process is None:
@@ -122,18 +130,19 @@ class _Child:
     try:
       reason, answer = self._exchange(request)
     except (EOFError, ConnectionError):
-      code = self._process.wait()
-      how = f"signal {-code}" if code < 0 else f"exit status {code}"
-      reason = f"the decoder died ({how})"
+      reason = died(self._process.wait())
       self.close()
     except BaseException:  # interrupted: the next would get this answer
       self.close()
       raise
     if reason:
       raise Unreadable(reason)
-    if "size" not in request:
-      return answer
-    shape = _shape(request)
+    if "call" in request:
+      answer, shape = answer
+      return answer, self._array(shape) if shape else None
+    return self._array(_shape(request)) if "size" in request else answer
+
+  def _array(self, shape):
     return self._memory.view(math.prod(shape)).reshape(shape).copy()
 
   def _exchange(self, request):
@@ -147,15 +156,13 @@ class _Child:
     self._memory = _Memory(_file())
     self._pipe, theirs = connection.Pipe()
     fds = theirs.fileno(), self._memory.file.fileno()
-    # Threads of a library that is not used would count as memory.
-    env = {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"}
     with theirs:
       self._process = subprocess.Popen(
         [sys.executable, "-m", __name__, *map(str, fds), self._settings],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         pass_fds=fds,
-        env=os.environ | env,
+        env=environment(),
       )
     try:
       self._pipe.recv_bytes()  # imports are done: from here on time counts
@@ -170,6 +177,19 @@ class _Child:
       self._process.wait()
       self._memory.file.close()
     self._process = self._pipe = self._memory = None
+
+
+def environment() -> dict[str, str]:
+  """Of a child: it imports what we do."""
+  # Threads of a library that is not used would count as memory.
+  path = {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"}
+  return os.environ | path
+
+
+def died(code: int) -> str:
+  """Why there is no answer of a child that ended with this status."""
+  how = f"signal {-code}" if code < 0 else f"exit status {code}"
+  return f"the decoder died ({how})"
 
 
 class _Memory:
@@ -202,11 +222,7 @@ def _shape(request):
 def main(pipe_fd: str, memory_fd: str, settings: str) -> None:
   """Answers requests until the other side is gone."""
   seconds, memory_gib, limits = json.loads(settings)
-  _, most = resource.getrlimit(resource.RLIMIT_AS)
-  space = int(memory_gib * 2**30)
-  space = space if most == resource.RLIM_INFINITY else min(space, most)
-  resource.setrlimit(resource.RLIMIT_AS, (space, most))
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is meant for the parent
+  limit(memory_gib)
   signal.signal(signal.SIGALRM, signal.SIG_DFL)
   with (
     contextlib.suppress(EOFError, ConnectionError),
@@ -229,7 +245,27 @@ def main(pipe_fd: str, memory_fd: str, settings: str) -> None:
       pipe.send_bytes(json.dumps(answer).encode())
 
 
+def limit(memory_gib: float | int) -> None:
+  """Limits this process, a child, for good: memory, files, core dumps."""
+  space = int(memory_gib * 2**30)
+  for kind, value in (
+    (resource.RLIMIT_AS, space),
+    (resource.RLIMIT_FSIZE, space),  # what both have mapped is a file
+    (resource.RLIMIT_CORE, 0),
+  ):
+    _, most = resource.getrlimit(kind)
+    value = value if most == resource.RLIM_INFINITY else min(value, most)
+    resource.setrlimit(kind, (value, value))
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is meant for the parent
+
+
 def _answer(request, memory, limits):
+  if "call" in request:
+    read = getattr(films, request["call"])
+    answer, array = read(request["path"], **request["given"], limits=limits)
+    if array is not None:
+      memory.view(array.size)[:] = array.reshape(-1)
+    return answer, None if array is None else array.shape
   if "path" in request:
     media = request["path"]
   else:  # frames will be put where its bytes are

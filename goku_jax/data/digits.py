@@ -74,7 +74,7 @@ def prompt(digit: int, direction: int = -1, speed: float | None = None) -> str:
 def load_glyphs(size: int = 8):
   """Glyphs [N, K, K] in [0, 1] at a size, their labels, and is-test flags."""
   path = pathlib.Path(__file__).parent / "assets" / "digits.npz"
-  with np.load(path) as file:
+  with np.load(path, allow_pickle=False) as file:
     images, labels = file["images"], file["labels"].astype(np.int64)
   enlarge = _hat_weights(np.linspace(0, 7, size), 8)
   glyphs = enlarge @ (images / 16.0) @ enlarge.T

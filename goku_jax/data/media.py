@@ -36,6 +36,7 @@ _OPTIONS = {
   "format_whitelist": "mov,matroska,avi,gif,mpeg,mpegts",
   "protocol_whitelist": "none",
 }
+_MAX_STREAMS = 64
 _MOV_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
 _SIGNATURES = (b"\x1aE\xdf\xa3", b"RIFF", b"GIF8", b"\0\0\1\xba")
 _NPY = b"\x93NUMPY"
@@ -75,7 +76,7 @@ def probe(media: str | bytes, limits: Limits = LIMITS) -> Probe:
   Raises:
     Unreadable: it shows nothing, is cut short, or holds more than `limits`.
   """
-  with _opened(media) as (file, head):
+  with open_file(media) as (file, head):
     if picture := _picture(file, head, limits):
       width, height = picture.size
       if picture.getexif().get(_EXIF_ORIENTATION, 1) > 4:
@@ -84,7 +85,7 @@ def probe(media: str | bytes, limits: Limits = LIMITS) -> Probe:
     if head.startswith(_NPY):
       T, H, W, _ = _array(file, limits).shape
       return Probe(T, H, W, _NPY_FPS, T / _NPY_FPS)
-    with _video(file, head, limits) as (container, stream):
+    with open_video(file, head, limits) as (container, stream):
       return _probe_video(container, stream, limits)
 
 
@@ -115,7 +116,7 @@ def read(
   check_times(times)
   if out is None:
     out = np.empty((len(times), *size, 3), np.uint8)
-  with _opened(media) as (file, head), contextlib.ExitStack() as stack:
+  with open_file(media) as (file, head), contextlib.ExitStack() as stack:
     if picture := _picture(file, head, limits):
       shown = [(0.0, 0.0, ImageOps.exif_transpose(picture))]
       put = _put_image
@@ -124,7 +125,7 @@ def read(
       shown = ((i / _NPY_FPS, 1 / _NPY_FPS, im) for i, im in enumerate(images))
       put = _put_image
     else:
-      opened = _video(file, head, limits)
+      opened = open_video(file, head, limits)
       container, stream = stack.enter_context(opened)
       frames = container.decode(stream)
       first = _checked(next(frames, None), limits)
@@ -147,7 +148,7 @@ def check_times(times: Sequence[float]) -> None:
 
 
 @contextlib.contextmanager
-def _opened(media):
+def open_file(media: str | bytes):
   """The file and its first bytes; whatever goes wrong becomes a reason."""
   is_bytes = isinstance(media, bytes)
   try:
@@ -166,7 +167,8 @@ def _opened(media):
     raise Unreadable(reason or type(error).__name__) from error
 
 
-def _check_size(width, height, limits):
+def check_size(width: int, height: int, limits: Limits) -> None:
+  """Raises Unreadable for a frame of more pixels than the limits."""
   if width * height > limits.pixels:
     raise Unreadable(
       f"{width}x{height} pixels, more than {limits.pixels} a frame"
@@ -189,7 +191,7 @@ def _picture(file, head, limits):
     image = WebPImageFile(file)
   else:
     return None
-  _check_size(*image.size, limits)
+  check_size(*image.size, limits)
   return image
 
 
@@ -214,15 +216,25 @@ def _array(file, limits):
   if not array.size:
     raise Unreadable("no frames")
   _check_count(len(array), limits)
-  _check_size(array.shape[2], array.shape[1], limits)
+  check_size(array.shape[2], array.shape[1], limits)
   return array
 
 
 @contextlib.contextmanager
-def _video(file, head, limits):
-  """The container and its first stream that is a film, not a cover."""
+def open_video(file, head, limits, *, pictures: bool = False):
+  """The container and its first stream that is a film, not a cover.
+
+  Args:
+    file: open.
+    head: its first bytes.
+    limits: of its frames.
+    pictures: whether one of PNG or JPEG counts as a film of one frame.
+  """
+  options = dict(_OPTIONS)
+  if pictures:
+    options["format_whitelist"] += ",png_pipe,jpeg_pipe"
   try:
-    container = av.open(file, options=_OPTIONS)
+    container = av.open(file, options=options)
   except av.FFmpegError as error:
     reason = "not a picture or video"
     if head[4:8] in _MOV_BOXES:
@@ -231,12 +243,14 @@ def _video(file, head, limits):
       reason = "cut short or damaged"
     raise Unreadable(reason) from error
   with container:
+    if len(container.streams) > _MAX_STREAMS:
+      raise Unreadable(f"more than {_MAX_STREAMS} streams")
     for stream in container.streams.video:
       if not stream.disposition & Disposition.attached_pic:
         break
     else:
       raise Unreadable("no video stream")
-    _check_size(stream.codec_context.width, stream.codec_context.height, limits)
+    check_size(stream.codec_context.width, stream.codec_context.height, limits)
     stream.codec_context.thread_count = 1  # files are decoded side by side
     yield container, stream
 
@@ -259,7 +273,7 @@ def _probe_video(container, stream, limits):
       _check_count(len(starts), limits)
       last = packet if packet.pts == max(starts) else last
   view = View(_checked(first, limits), stream)
-  _check_size(*view.shape[::-1], limits)
+  check_size(*view.shape[::-1], limits)
   lasts = _lasts(last, stream)
   promised = ((container.start_time or 0) + (container.duration or 0)) / 1e6
   if promised > end + lasts + 1:  # headers are rounded
@@ -274,7 +288,7 @@ def _checked(frame, limits):
     raise Unreadable("no frames")
   if frame.pts is None:
     raise Unreadable("frames without times")
-  _check_size(frame.width, frame.height, limits)
+  check_size(frame.width, frame.height, limits)
   return frame
 
 

@@ -99,7 +99,7 @@ class Latents:
       np.array(x, np.float32) for x in self.statistics.values()
     )
     self.channels = len(self._mean)
-    with np.load(folder / shards.INDEX) as file:
+    with np.load(folder / shards.INDEX, allow_pickle=False) as file:
       self.shapes = file["sizes"]
       self._texts = file["tokens" if embedded else "pieces"]
     self.is_video = self.shapes[:, 0] > 1
@@ -110,7 +110,7 @@ class Latents:
           f"{path} has no text embeddings: run prepare with --config.text.path,"
           " or train with model.text"
         )
-      self.null_text = np.load(folder / shards.NULL_TEXT)
+      self.null_text = np.load(folder / shards.NULL_TEXT, allow_pickle=False)
     names = [shard["name"] for shard in self.manifest["shards"]]
     self._records = ArrayRecordDataSource([str(folder / n) for n in names])
 

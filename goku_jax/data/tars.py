@@ -23,6 +23,8 @@ from goku_jax.data.item_readers import (
 )
 from goku_jax.typing import UserError
 
+MAX_MEDIA = 4 * 2**30  # bytes; a member is read whole
+
 
 class _Member(NamedTuple):
   name: str
@@ -81,6 +83,8 @@ class Tars(Source):
     if entry.problem:
       raise Problem(entry.problem)
     media, *sidecars = entry.members
+    if media.size > MAX_MEDIA:
+      raise Problem(f"has {media.size} bytes, more than {MAX_MEDIA}")
     captions, scores = (), {}
     with entry.tar.open("rb") as file:
       for sidecar in sidecars:

@@ -113,7 +113,8 @@ def _encoded_film(frames, fps) -> bytes:
   if not kind:
     raise Problem("its frames are neither all PNG nor all JPEG")
   try:
-    with Image.open(io.BytesIO(frames[0])) as image:
+    file = io.BytesIO(frames[0])
+    with Image.open(file, formats=("PNG", "JPEG")) as image:
       size = image.size
   except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
     raise Problem("its first frame cannot be read") from None

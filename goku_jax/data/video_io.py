@@ -7,12 +7,13 @@ whole or not at all.
 Letters: T frames, H W height and width, C = 3 channels.
 """
 
+import atexit
 import contextlib
 import fractions
+import functools
 import io
 import itertools
 import json
-import math
 import os
 import pathlib
 import zipfile
@@ -23,6 +24,8 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from goku_jax.data import decoder, films, media
+from goku_jax.data.media import Unreadable
 from goku_jax.data.transforms import check_pixels
 from goku_jax.typing import UserError
 
@@ -30,6 +33,7 @@ SUFFIXES = (".mp4", ".gif", ".png", ".npz")  # written
 READABLE = (*SUFFIXES, ".jpg", ".jpeg", ".avi", ".mkv", ".mov", ".webm")
 # x264's quality scale: about 18 looks lossless; 12 keeps a judge's figures.
 _CRF = "12"
+_CHUNK = 16  # frames of a film that come from a child at once
 
 
 def write_video(
@@ -85,16 +89,17 @@ def check_suffix(path) -> None:
 def read_video(path) -> tuple[np.ndarray, float]:
   """The frames of a file as uint8 [T, H, W, 3], and its frames per second."""
   path = pathlib.Path(path)
-  with _readable(path):
-    if path.suffix.lower() == ".npz":
-      # Opened here: NumPy leaves a file that is cut short open.
-      with path.open("rb") as file, np.load(file) as arrays:
-        return arrays["video"], float(arrays["fps"])
-    with av.open(str(path)) as container:
-      stream = container.streams.video[0]
-      stream.thread_type = "AUTO"
-      frames = [f.to_ndarray(format="rgb24") for f in container.decode(stream)]
-      return np.stack(frames), float(stream.average_rate or 1)
+  if path.suffix.lower() == ".npz":
+    with _readable(path):
+      return _arrays(path)
+  chunks = list(_chunks(path, 0, _CHUNK))
+  return np.concatenate([frames for _, frames in chunks]), chunks[0][0]
+
+
+def _arrays(path):
+  # Opened here: NumPy leaves a file that is cut short open.
+  with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+    return arrays["video"], float(arrays["fps"])
 
 
 def list_videos(folder) -> list[pathlib.Path]:
@@ -127,34 +132,56 @@ def read_clips(
   """
   path = pathlib.Path(path)
   with _readable(path):
-    frames = _kept_frames(path, fps)
+    frames = _kept_frames(path, num_frames, fps)
     yield np.stack(list(itertools.islice(frames, num_frames)))
     while len(clip := list(itertools.islice(frames, num_frames))) == num_frames:
       yield np.stack(clip)
 
 
-def _kept_frames(path, fps):
-  """The frames of a file that are kept, each decoded when it is asked for."""
+def _kept_frames(path, num_frames, fps):
+  """The frames of a file that are kept, of a film a few at a time."""
   if path.suffix.lower() == ".npz":
-    video_THWC, own = read_video(path)
-    yield from (video_THWC[i] for i in _kept(len(video_THWC), own, fps))
+    video_THWC, own = _arrays(path)
+    numbers = films.spaced(own, fps)
+    length = len(video_THWC)
+    yield from (
+      video_THWC[i] for i in itertools.takewhile(lambda i: i < length, numbers)
+    )
     return
-  with av.open(str(path)) as container:
-    stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
-    kept = _kept(None, float(stream.average_rate or 1), fps)
-    index = next(kept)
-    for i, frame in enumerate(container.decode(stream)):
-      if i == index:
-        yield frame.to_ndarray(format="rgb24")
-        index = next(kept)
+  for _, frames in _chunks(path, fps, min(num_frames, _CHUNK)):
+    yield from frames
 
 
-def _kept(count, own, fps):
-  """Indices of frames at or next after each 1 / fps of a second."""
-  step = max(own / fps, 1.0) if fps else 1.0
-  numbers = (math.ceil(i * step) for i in itertools.count())
-  return itertools.takewhile(lambda i: count is None or i < count, numbers)
+def _chunks(path, fps, count):
+  """The film's rate and its kept frames [T, H, W, 3], `count` at a time."""
+  first = 0
+  while True:
+    rate, frames = _ask(path, "kept", first=first, count=count, fps=fps)
+    if frames is None:
+      break
+    yield rate, frames
+    first += len(frames)
+    if len(frames) < count:
+      break
+  if not first:
+    raise UserError(f"{path}: cannot read it (no frames inside)")
+
+
+def _ask(path, call, **given):
+  """What a child that can be killed reads of a film: see `films`."""
+  try:
+    return _decoder(os.getpid()).call(call, str(path), **given)
+  except Unreadable as error:
+    raise UserError(f"{path}: cannot read it ({error})") from error
+
+
+@functools.cache
+def _decoder(process):
+  """One for each process: a fork has children of its own."""
+  del process
+  pool = decoder.Decoder(os.cpu_count() or 1)
+  atexit.register(pool.close)
+  return pool
 
 
 def probe(path) -> tuple[int, int, int, float]:
@@ -167,25 +194,7 @@ def probe(path) -> tuple[int, int, int, float]:
     video_THWC, fps = read_video(path)
     check_pixels(video_THWC, path)
     return *video_THWC.shape[:3], fps
-  with _readable(path), av.open(str(path)) as container:
-    stream = container.streams.video[0]
-    rate = float(stream.average_rate or 1)
-    frames = stream.frames or sum(
-      packet.pts is not None for packet in container.demux(stream)
-    )
-    if not frames or not stream.height:
-      raise ValueError("no frames")
-    return frames, stream.height, stream.width, rate
-
-
-def decode(path) -> Iterator[tuple[av.VideoFrame, fractions.Fraction]]:
-  """Each frame of a video as FFmpeg has it, and the frames per second."""
-  path = pathlib.Path(path)
-  with _readable(path), av.open(str(path)) as container:
-    stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
-    for frame in container.decode(stream):
-      yield frame, _rate(stream.average_rate or fractions.Fraction(1))
+  return tuple(_ask(path, "probe")[0])
 
 
 def read_frames(
@@ -208,29 +217,8 @@ def read_frames(
     H, W = size or video_THWC.shape[1:3]
     images = [Image.fromarray(frame).resize((W, H)) for frame in video_THWC]
     return np.stack(images)
-  with _readable(path), av.open(str(path)) as container:
-    stream = container.streams.video[0]
-    rate = stream.average_rate or 1
-    begin = stream.start_time or 0
-    if indices[0]:
-      offset = begin + int(indices[0] / rate / stream.time_base)
-      container.seek(offset, stream=stream)
-    H, W = size or (stream.height, stream.width)
-    frames, wanted = [], iter(indices)
-    index = next(wanted)
-    for frame in container.decode(stream):
-      time = ((frame.pts or begin) - begin) * stream.time_base
-      lasts = (frame.duration or 0) * stream.time_base or 1 / rate
-      shown_until = round((time + lasts) * rate)
-      if shown_until <= index:
-        continue
-      picture = frame.reformat(W, H, "rgb24", interpolation="BICUBIC")
-      while index < shown_until:
-        frames.append(picture.to_ndarray())
-        index = next(wanted, None)
-        if index is None:
-          return np.stack(frames)
-    raise ValueError("cut short")
+  indices = list(map(int, indices))
+  return _ask(path, "read", indices=indices, size=size)[1]
 
 
 def read_metadata(path) -> dict:
@@ -238,14 +226,17 @@ def read_metadata(path) -> dict:
   path = pathlib.Path(path)
   with _readable(path):
     if path.suffix.lower() == ".npz":
-      with np.load(path) as arrays:
+      with np.load(path, allow_pickle=False) as arrays:
         comment = str(arrays["comment"])
     elif path.suffix.lower() in (".png", ".gif"):
-      with Image.open(path) as image:
+      with Image.open(path, formats=("PNG", "GIF")) as image:
         comment = image.info.get("comment", "")
     else:
-      with av.open(str(path)) as container:
-        comment = container.metadata.get("comment", "")
+      with (
+        media.open_file(str(path)) as (file, head),
+        media.open_video(file, head, media.LIMITS, pictures=True) as (film, _),
+      ):
+        comment = film.metadata.get("comment", "")
   try:
     metadata = json.loads(comment)
   except ValueError:  # a comment that somebody else wrote
@@ -348,12 +339,15 @@ def _readable(path: pathlib.Path):
   """Turns the many ways in which a file cannot be read into one line."""
   try:
     yield
+  except UserError:  # it has one already
+    raise
   except OSError as error:  # FFmpeg's and Pillow's errors are OSErrors too
     reason = error.strerror or "not a picture or video"
     raise UserError(f"{path}: cannot read it ({reason})") from error
   except (
     *(ValueError, TypeError, IndexError, KeyError, EOFError),
     *(zipfile.BadZipFile, zlib.error),  # of an .npz
+    Image.DecompressionBombError,
   ) as error:
     raise UserError(
       f"{path}: cannot read it (no frames inside, or cut short)"

@@ -69,7 +69,10 @@ def _read(path, names) -> dict[str, np.ndarray]:
   """Arrays of a file by name; the others, which may be large, are not read."""
   try:
     # Opened here, since NumPy leaves a broken archive open.
-    with open(path, "rb") as stream, np.load(stream) as file:
+    with (
+      open(path, "rb") as stream,
+      np.load(stream, allow_pickle=False) as file,
+    ):
       found = file.files
       arrays = {name: file[name] for name in names if name in found}
   except FileNotFoundError as error:

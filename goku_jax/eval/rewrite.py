@@ -25,7 +25,18 @@ from goku_jax.typing import UserError
 
 INSTRUCTION = pathlib.Path(__file__).parent / "assets" / "rewrite.txt"
 MAX_WAIT = 60.0  # seconds between two tries, at most
+MAX_ANSWER = 2**20  # bytes
 AGAIN = (408, 409, 425, 429)  # statuses that may pass, beside those of 500 on
+
+
+class _Here(urllib.request.HTTPRedirectHandler):
+  """Follows nobody elsewhere: urllib would take the key along."""
+
+  def redirect_request(self, *_):
+    return None  # so it is an error like others
+
+
+OPENER = urllib.request.build_opener(_Here)
 
 
 class Endpoint(NamedTuple):
@@ -107,6 +118,8 @@ def from_endpoint(
   """
   if not endpoint.base.startswith(("http://", "https://")):
     raise UserError(f"{endpoint.base!r} is no address: http://host/v1")
+  if "@" in endpoint.base:  # results name the address
+    raise UserError("the endpoint's address holds a password: use the key")
   prompts = list(dict.fromkeys(prompts))
   found = _cached(cache, endpoint) if pathlib.Path(cache).exists() else {}
   left = [prompt for prompt in prompts if not found.get(prompt)]
@@ -172,8 +185,8 @@ def _ask(endpoint, prompt) -> str:
   url = f"{endpoint.base.rstrip('/')}/chat/completions"
   request = urllib.request.Request(url, json.dumps(body).encode(), headers)
   try:
-    with urllib.request.urlopen(request, timeout=endpoint.timeout) as answer:
-      choice = json.load(answer)["choices"][0]
+    with OPENER.open(request, timeout=endpoint.timeout) as answer:
+      choice = json.loads(answer.read(MAX_ANSWER))["choices"][0]
       text = " ".join((choice["message"]["content"] or "").split())
   except urllib.error.HTTPError as error:
     with error:

@@ -5,18 +5,23 @@ far apart and most of what is decoded is thrown away. Its shots, scaled to what
 training reads and with a key frame every few frames, cost a twentieth.
 """
 
+import json
 import pathlib
+import subprocess
+import sys
 
 import av
 import numpy as np
 from av.video.frame import PictureType
 
-from goku_jax.data import video_io
+from goku_jax.data import decoder, films, video_io
+from goku_jax.data.media import Unreadable
 from goku_jax.typing import UserError
 
 # A quality that the eye cannot tell from the film, and short ways to seek.
 OPTIONS = {"crf": "12", "preset": "veryfast", "tune": "fastdecode"}
 KEY_FRAMES = 8  # frames from one to the next
+MEMORY_GIB = 8  # of a process that cuts a film
 SMALL = (36, 64)  # height and width at which frames are compared
 
 
@@ -27,12 +32,31 @@ def prepare(config, workdir) -> dict:
     raise UserError("set --config.data.path to a folder of videos")
   counts = {"films": 0, "shots": 0, "frames": 0}
   for path in video_io.list_videos(data.path):
-    lengths = cut(path, workdir, **data.shots)
+    lengths = _cut_apart(path, workdir, data.shots.to_dict())
     print(f"{path}: {len(lengths)} shots, {sum(lengths)} frames", flush=True)
     counts["films"] += 1
     counts["shots"] += len(lengths)
     counts["frames"] += sum(lengths)
   return counts
+
+
+def _cut_apart(path, workdir, settings):
+  """`cut` in a process that may crash and grow no further than its limits."""
+  command = [sys.executable, "-m", "goku_jax.prepare.shots"]
+  command.append(json.dumps([str(path), str(workdir), settings]))
+  done = subprocess.run(
+    command,
+    env=decoder.environment(),
+    stdout=subprocess.PIPE,
+    check=False,
+  )
+  if done.returncode:
+    reason, lengths = decoder.died(done.returncode), None
+  else:
+    reason, lengths = json.loads(done.stdout)
+  if reason:
+    raise UserError(f"{path}: cannot read it ({reason})")
+  return lengths
 
 
 def cut(
@@ -53,7 +77,7 @@ def cut(
   """
   path, folder = pathlib.Path(path), pathlib.Path(folder)
   lengths, writer, before, change = [], None, None, 0.0
-  for i, (frame, rate) in enumerate(video_io.decode(path)):
+  for i, (frame, rate) in enumerate(films.decode(str(path))):
     small = frame.reformat(*SMALL[::-1], "rgb24", interpolation="AREA")
     small = small.to_ndarray().astype(np.float32)
     last = change
@@ -108,3 +132,20 @@ class _Writer:
       return False
     self._partial.rename(self._path)
     return True
+
+
+def main(request: str) -> None:
+  """What `_cut_apart` asks for; prints a reason or the lengths."""
+  path, folder, settings = json.loads(request)
+  decoder.limit(MEMORY_GIB)
+  try:
+    answer = None, cut(path, folder, **settings)
+  except Unreadable as error:
+    answer = str(error), None
+  except MemoryError:
+    answer = f"needs more than {MEMORY_GIB} GiB of memory", None
+  print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])

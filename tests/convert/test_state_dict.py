@@ -125,14 +125,36 @@ def test_a_file_of_torch_needs_torch(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "torch", None)  # as where it is missing
   (tmp_path / "a.pth").write_bytes(b"any")
   with pytest.raises(UserError, match="or give the same tensors as"):
-    state_dict.read(tmp_path / "a.pth", "a file")
+    read_torch(tmp_path / "a.pth")
+
+
+def read_torch(path):
+  return state_dict.read(path, "a file", files.digest_file(path))
 
 
 class Harm:
-  """Unpickled by another reader, it would run a program."""
+  """Unpickled by another reader, it would make a file."""
+
+  def __init__(self, path):
+    self.path = path
 
   def __reduce__(self):
-    return exec, ("raise SystemExit",)
+    return open, (str(self.path), "w")
+
+
+def test_a_pickle_is_not_opened_before_its_digest_matched(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, "torch", None)  # nothing asks for it
+  path = tmp_path / "a.pth"
+  path.write_bytes(pickle.dumps(Harm(tmp_path / "harm")))
+  digest = files.digest_file(path)
+  for name in LAYOUTS:
+    read = formats.FORMATS[name].read
+    with pytest.raises(UserError, match=f"is a pickle.*has {digest}"):
+      read(path)
+    with pytest.raises(UserError, match="not --sha256=00"):
+      read(path, "00")
 
 
 @pytest.mark.parity
@@ -150,7 +172,7 @@ def test_what_is_no_dict_of_tensors_is_refused(content, tmp_path):
   else:
     torch.save({"a": torch.ones(3)}, path)
     data = {
-      "code": pickle.dumps(Harm(), protocol=2),
+      "code": pickle.dumps(Harm(tmp_path / "harm"), protocol=2),
       "cut": path.read_bytes()[:-40],
       "old": b"\x80\x02X\x09",  # before torch 1.6
       "empty": b"",
@@ -158,7 +180,8 @@ def test_what_is_no_dict_of_tensors_is_refused(content, tmp_path):
     }
     path.write_bytes(data[content])
   with pytest.raises(UserError, match=r"a\.pth (is cut short|holds)") as error:
-    state_dict.read(path, "a file")
+    read_torch(path)
+  assert not (tmp_path / "harm").exists()
   assert len(str(error.value).splitlines()) == 1
 
 
@@ -168,7 +191,7 @@ def test_tensors_of_torch_are_read_whatever_their_dtype(tmp_path):
 
   found = {"a": torch.arange(3, dtype=torch.bfloat16), "b": torch.tensor(7)}
   torch.save(found, tmp_path / "a.pth")
-  got, _ = state_dict.read(tmp_path / "a.pth", "a file")
+  got, _ = read_torch(tmp_path / "a.pth")
   chex.assert_trees_all_equal(
     got, {"a": np.arange(3, dtype=np.float32), "b": np.float32(7)}
   )

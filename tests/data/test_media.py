@@ -494,3 +494,42 @@ def test_a_name_is_nothing_but_a_name(tmp_path, monkeypatch, name):
   monkeypatch.chdir(tmp_path)
   write(tmp_path / name, encode(make_video(2)))
   assert media.probe(name).frames == 2
+
+
+def claim_size(data, side):
+  """An AVI file whose headers give its frames another height and width."""
+  data = bytearray(data)
+  for name, place in ((b"avih", 40), (b"strf", 12)):
+    struct.pack_into("<2I", data, data.index(name) + place, side, side)
+  return bytes(data)
+
+
+def test_a_film_is_refused_by_the_size_that_it_claims():
+  film = encode(make_video(2), "rawvideo", "bgr24", "avi")
+  media.probe(film)
+  refuse(claim_size(film, 9_000), "9000x9000 pixels, more than")
+  refuse(claim_size(film, 60_000), "damaged")  # FFmpeg's own limit
+
+
+def test_a_film_that_hides_its_size_is_refused_by_its_first_frame():
+  film = claim_size(encode(make_video(2), "mjpeg", "yuvj420p", "avi"), 32)
+  limits = Limits(pixels=48 * 64 - 1)
+  for ask in (media.probe, lambda x, y: media.read(x, [0.0], (8, 8), y)):
+    with pytest.raises(Unreadable, match="64x48 pixels, more than"):
+      ask(film, limits)
+
+
+def test_a_film_of_very_many_streams_is_refused():
+  def film(streams):
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as container:
+      for _ in range(streams):
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 16, 16, "yuvj420p"
+      for stream in container.streams.video:
+        frame = av.VideoFrame.from_ndarray(make_video(1, 16, 16)[0])
+        container.mux(stream.encode(frame))
+    return buffer.getvalue()
+
+  assert media.probe(film(64)).frames == 1
+  refuse(film(65), "more than 64 streams")

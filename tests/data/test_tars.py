@@ -6,6 +6,7 @@ import tarfile
 
 import pytest
 
+from goku_jax.data import tars
 from goku_jax.data.items import open_items
 from goku_jax.typing import UserError
 
@@ -190,3 +191,38 @@ def test_the_digest_tells_tars_apart(tmp_path):
     path = write_tar(tmp_path / "a.tar", *members)
     digests.add(open_items(str(path)).digest())
   assert len(digests) == 3
+
+
+def test_names_and_links_that_lead_out_lead_nowhere(tmp_path, monkeypatch):
+  """A name is a key; links and devices are no items."""
+  monkeypatch.chdir(tmp_path)
+  names = ["../../out.mp4", "/etc/out.mp4", "a/../../b/out.mp4"]
+  path = write_tar(
+    tmp_path / "in" / "a.tar",
+    *((name, b"film") for name in names),
+    special("link.mp4", tarfile.SYMTYPE),
+    special("hard.mp4", tarfile.LNKTYPE),
+    special("device.mp4", tarfile.CHRTYPE),
+    special("pipe.mp4", tarfile.FIFOTYPE),
+  )
+  source = open_items(str(path))
+  assert [item.media for item in source] == [b"film"] * len(names)
+  assert source.ignored == 4
+  assert [p.name for p in tmp_path.rglob("*")] == ["in", "a.tar"]
+
+
+def test_a_member_too_large_to_be_held_is_a_problem(tmp_path):
+  info = tarfile.TarInfo("a.mp4")
+  info.size = tars.MAX_MEDIA + 1
+  with open(tmp_path / "a.tar", "wb") as file:  # a hole takes no room
+    file.write(info.tobuf())
+    file.truncate(info.size + 3 * tarfile.BLOCKSIZE)
+  (item,) = open_items(str(tmp_path / "a.tar"))
+  assert item.problem == "has 4294967297 bytes, more than 4294967296"
+
+
+def test_the_pipe_of_webdataset_is_no_command(tmp_path):
+  for name in (f"pipe:touch {tmp_path}/x", f"pipe:touch {tmp_path}/x|a.tar"):
+    with pytest.raises(UserError):
+      open_items(name)
+  assert not list(tmp_path.iterdir())

@@ -1,6 +1,11 @@
 """Frames survive the trip to a file and back; mistakes end in one line."""
 
+import concurrent.futures
+import os
+import pathlib
+import struct
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -257,3 +262,92 @@ def test_a_damaged_array_file_is_named(tmp_path, damage):
     np.savez(path, video=3, fps=8.0)
   with pytest.raises(UserError, match=r"x\.npz: cannot read it"):
     list(video_io.read_clips(path, 5))
+
+
+def readers(path):
+  """All that opens a film or picture of strangers."""
+  yield lambda: video_io.read_video(path)
+  yield lambda: list(video_io.read_clips(path, 2))
+  yield lambda: video_io.probe(path)
+  yield lambda: video_io.read_frames(path, [0, 1])
+  yield lambda: video_io.read_metadata(path)
+
+
+def refuse(path, reason="cannot read it"):
+  for read in readers(path):
+    with pytest.raises(UserError, match=reason) as error:
+      read()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi", ".gif", ".png", ".jpg"])
+@pytest.mark.parametrize(
+  "text",
+  [
+    "ffconcat version 1.0\nfile secret.mp4\n",
+    "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1,\nsecret.mp4\n",
+    "v=0\no=- 0 0 IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n",
+  ],
+)
+def test_a_list_under_the_name_of_a_film_opens_nothing(tmp_path, suffix, text):
+  video_io.write_video(tmp_path / "secret.mp4", moving_square(5))
+  (tmp_path / f"a{suffix}").write_text(text)
+  refuse(tmp_path / f"a{suffix}")
+
+
+def test_a_name_opens_nothing_but_its_file(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  video_io.write_video("secret.mp4", moving_square(5))
+  name = pathlib.Path("concat:secret.mp4|secret.mp4")
+  refuse(name)
+  video_io.write_video(name.with_name("pipe:0.mp4"), moving_square(2))
+  assert len(video_io.read_video("pipe:0.mp4")[0]) == 2
+
+
+def test_a_bomb_is_refused_by_its_header(tmp_path):
+  chunk = lambda name, data: (
+    struct.pack(">I", len(data))
+    + name
+    + data
+    + struct.pack(">I", zlib.crc32(name + data))
+  )
+  header = struct.pack(">2I5B", 30_000, 30_000, 8, 2, 0, 0, 0)
+  data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**6)))
+  (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+  refuse(tmp_path / "a.png")
+
+
+def test_arrays_with_objects_are_refused(tmp_path):
+  harm = np.array([{"run": "me"}], dtype=object)
+  np.savez(tmp_path / "a.npz", video=harm, fps=8.0, comment=harm)
+  refuse(tmp_path / "a.npz")
+
+
+def test_a_film_that_kills_its_reader_ends_in_one_line(tmp_path):
+  path = tmp_path / "endless.mp4"
+  os.mkfifo(path)
+  video_io.write_video(tmp_path / "good.mp4", moving_square(5))
+  video_io.probe(tmp_path / "good.mp4")
+  (child, *_) = video_io._decoder(os.getpid())._idle.queue[::-1]
+  with concurrent.futures.ThreadPoolExecutor(1) as threads:
+    asked = threads.submit(video_io.read_video, path)
+    with open(path, "wb"):  # waits until the child has opened it
+      child._process.kill()
+      with pytest.raises(UserError, match=r"endless.*died \(signal 9\)"):
+        asked.result()
+  assert video_io.probe(tmp_path / "good.mp4")[0] == 5
+
+
+def test_films_read_in_turns_are_each_read_in_order(tmp_path):
+  """A child holds one film open: the other is taken up where it was."""
+  videos = moving_square(40), moving_square(40)[::-1].copy()
+  for name, video in zip("ab", videos, strict=True):
+    video_io.write_video(tmp_path / f"{name}.gif", video)
+  clips = zip(
+    *(video_io.read_clips(tmp_path / f"{name}.gif", 3) for name in "ab"),
+    strict=True,
+  )
+  for i, pair in enumerate(clips):
+    for found, video in zip(pair, videos, strict=True):
+      np.testing.assert_array_equal(found, video[3 * i : 3 * i + 3])
+  assert i == 12

@@ -21,7 +21,7 @@ class Server(http.server.ThreadingHTTPServer):
   def __init__(self):
     super().__init__(("127.0.0.1", 0), Handler)
     self.asked, self.headers, self.answers = [], [], []
-    self.lock = threading.Lock()
+    self.lock, self.location = threading.Lock(), None
 
   @property
   def base(self):
@@ -46,6 +46,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     self.send_response(status)
     self.send_header("Content-Length", str(len(data)))
     self.send_header("Retry-After", "0")
+    if server.location:
+      self.send_header("Location", server.location)
     self.end_headers()
     self.wfile.write(data)
 
@@ -139,6 +141,35 @@ def test_a_refused_key_is_told_at_once(server, tmp_path):
     rewrite.from_endpoint(["a cat"], endpoint(server), tmp_path / "c")
   assert "\n" not in str(error.value)
   assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_key_goes_to_nobody_else_and_into_no_file(server, tmp_path, status):
+  with Server() as other:
+    server.location = f"{other.base}/stolen"
+    server.answers = [(status, b"")]
+    asked = endpoint(server, key="sk-secret")
+    with pytest.raises(UserError, match=f"refuses: HTTP {status}") as error:
+      rewrite.from_endpoint(["a cat"], asked, tmp_path / "c")
+    other.socket.setblocking(False)
+    with pytest.raises(BlockingIOError):
+      other.socket.accept()
+  rewrite.from_endpoint(["a cat"], asked, tmp_path / "c")
+  assert server.headers[-1]["Authorization"] == "Bearer sk-secret"
+  told = [(tmp_path / "c").read_text(), str(error.value), asked.describe()]
+  assert "sk-secret" not in str(told)
+
+
+@pytest.mark.parametrize(
+  "base", ["file:///etc/passwd", "ftp://host", "https://me:password@host/v1"]
+)
+def test_an_address_of_another_kind_is_not_opened_nor_a_password_told(
+  tmp_path, base
+):
+  asked = rewrite.Endpoint(base, "m", "Rewrite.")
+  with pytest.raises(UserError, match="address") as error:
+    rewrite.from_endpoint(["a cat"], asked, tmp_path / "c")
+  assert "password@" not in str(error.value)
 
 
 def test_what_was_answered_before_a_failure_is_not_asked_again(

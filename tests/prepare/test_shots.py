@@ -47,3 +47,12 @@ def test_a_film_is_cut_into_its_shots(film, workdir):
 def test_no_folder_is_one_line(workdir):
   with pytest.raises(job.UserError, match=r"set --config.data.path to a"):
     prepare(workdir, None)
+
+
+def test_a_list_under_the_name_of_a_film_is_refused(film, workdir, tmp_path):
+  text = f"ffconcat version 1.0\nfile {film.name}\n"
+  (tmp_path / "a.mp4").write_text(text)
+  (tmp_path / film.name).symlink_to(film)
+  with pytest.raises(job.UserError, match=r"a\.mp4: cannot read it"):
+    prepare(workdir, str(tmp_path))
+  assert not list(workdir.glob("a-*"))

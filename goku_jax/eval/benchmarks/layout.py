@@ -114,9 +114,9 @@ def _check_grids(folder, paths: Iterable[str]) -> list[str]:
     if not exists(folder, path):
       continue
     try:
-      with Image.open(folder / path) as image:
+      with Image.open(folder / path, formats=("PNG",)) as image:
         size = image.size
-    except OSError:
+    except (OSError, Image.DecompressionBombError):
       lines.append(f"not a picture: {path}")
       continue
     first = first or size

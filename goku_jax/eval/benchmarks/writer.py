@@ -134,7 +134,8 @@ class Writer:
     if not exists(self.folder, sample.path):
       if not all(name.exists() for name in names):
         return
-      grid = _grid([np.asarray(Image.open(name)) for name in names], path)
+      parts = [Image.open(name, formats=("PNG",)) for name in names]
+      grid = _grid([np.asarray(part) for part in parts], path)
       self._place(path, Image.fromarray(grid).save)
     for name in names:
       name.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from goku_jax import files
 from goku_jax.convert import formats
 from goku_jax.models.judges import i3d
 from goku_jax.typing import UserError
@@ -35,7 +36,8 @@ def networks(tmp_path_factory):
   theirs = torch_weights.make(torch_i3d.I3D)
   assert len(theirs.state_dict()) == 344
   paths = torch_weights.write(theirs, tmp_path_factory.mktemp("i3d"))
-  (params, config), other = map(formats.FORMATS["i3d"].read, paths)
+  digests = map(files.digest_file, paths)
+  (params, config), other = map(formats.FORMATS["i3d"].read, paths, digests)
   chex.assert_trees_all_equal(params, other[0])
   return theirs, params, config
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from goku_jax import files
 from goku_jax.convert import formats
 from goku_jax.models.judges import inception
 
@@ -33,7 +34,8 @@ def test_torch_gives_the_same(tmp_path):
   assert len(model.state_dict()) == 566
   read = formats.FORMATS["inception_fid"].read
   params, other = (
-    read(path)[0] for path in torch_weights.write(model, tmp_path)
+    read(path, files.digest_file(path))[0]
+    for path in torch_weights.write(model, tmp_path)
   )
   chex.assert_trees_all_equal(params, other)
   levels = np.random.default_rng(1).integers(0, 256, (2, 299, 299, 3))

@@ -73,7 +73,7 @@ class Checkpointer:
     best: Callable[[], int | None] = lambda: None,
     config: dict | None = None,
     watch: Callable = contextlib.nullcontext,
-    save_gb: int | None = None,
+    save_gb: float | None = None,
   ):
     if keep < 1:
       raise UserError(f"keep={keep}: set 1 or more checkpoints to stay")
@@ -211,7 +211,7 @@ def restore(
   *,
   verify: str = "full",
   fall_back: bool = True,
-  restore_gb: int | None = None,
+  restore_gb: float | None = None,
 ):
   """`(step, trees, position)` of the newest whole step; None if there is none.
 
@@ -314,6 +314,9 @@ def _read_step(path, abstract, in_full, restore_gb):
   for name, tree in abstract.items():  # all that is wrong, before any reading
     wanted = flatten(tree, name, is_abstract=True)
     check_arrays(path, name, record["trees"], wanted)
+  removed = (
+    f"{path} was removed while it was read: keep more, or take a newer step"
+  )
   try:
     with store.reached(path):
       trees = {
@@ -321,10 +324,10 @@ def _read_step(path, abstract, in_full, restore_gb):
         for name, tree in abstract.items()
       }
   except FileNotFoundError as error:
-    raise UserError(
-      f"{path} was removed while it was read: keep more, or take a newer step"
-    ) from error
+    raise UserError(removed) from error
   except ValueError as error:
+    if "NOT_FOUND" in str(error):
+      raise UserError(removed) from error
     if in_full or "DATA_LOSS" not in str(error):
       raise
     raise manifest.BrokenError(str(error).partition(" [")[0]) from error

@@ -12,11 +12,13 @@ import os
 
 import fsspec
 from etils import epath
+from orbax.checkpoint._src.serialization import tensorstore_utils as contexts
 
 from goku_jax.files import sync, write_whole
 from goku_jax.typing import UserError
 
 SCHEME = "gs://"
+RETRIES = 6  # each after twice the time, from a second on
 
 
 def is_remote(path) -> bool:
@@ -39,6 +41,13 @@ def open_folder(path) -> epath.Path:
     raise UserError(f"{path} needs gcsfs: pip install 'goku_jax[store]'")
   # Other processes save and remove steps, which a cache would not see.
   fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+  # Private, for want of an option: a minute, as gcsfs, and not a quarter of an
+  # hour until a store that is gone is one.
+  for context in (
+    contexts._BASE_TS_CONTEXT,
+    contexts._DEFAULT_OCDBT_TS_CONTEXT,
+  ):
+    context["gcs_request_retries"] = {"max_retries": RETRIES}
   return epath.Path(path)
 
 
@@ -51,7 +60,7 @@ def reached(path):
   """
   try:
     yield
-  except (FileNotFoundError, UserError):
+  except (FileNotFoundError, ValueError):  # known here, or of the data
     raise
   except Exception as error:  # of gcsfs, aiohttp or google.auth
     if not is_remote(path):

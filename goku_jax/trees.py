@@ -74,7 +74,7 @@ def check_arrays(path, name, saved, wanted):
         )
 
 
-def read_tree(path, name: str, abstract, restore_gb: int | None = None):
+def read_tree(path, name: str, abstract, restore_gb: float | None = None):
   """The tree `name` of a step, in the structure and sharding of `abstract`.
 
   At most `restore_gb` GB (1e9 bytes) are read at once.

@@ -3,12 +3,13 @@
   python tests/gcs.py PORT FOLDER
 
 runs gcp-storage-emulator in memory, with one bucket, and adds what it lacks of
-the real one: conditions on generations, and refusal. While FOLDER holds a file
-`refused`, every request is answered by its text: a status and a message.
+the real store: conditions on generations, and refusal. While FOLDER holds a
+file `refused`, every request is answered by its text, a status and a message.
 """
 
 import contextlib
 import pathlib
+import random
 import socket
 import subprocess
 import sys
@@ -19,81 +20,97 @@ BUCKET = "bucket"
 
 
 def environment(port) -> dict:
-  """Variables by which gcsfs and TensorStore reach the emulator, and no other.
+  """Variables by which gcsfs and TensorStore reach the emulator.
 
-  TensorStore reads them once in a process, so users of it are children.
+  TensorStore reads them once in a process.
   """
   url = f"http://127.0.0.1:{port}"
   return {
     "STORAGE_EMULATOR_HOST": url,
     "TENSORSTORE_GCS_HTTP_URL": url,
     "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
-    # What it would ask first goes by gRPC, past the emulator.
+    # What gcsfs asks first by default goes by gRPC, past the emulator.
     "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
-    "NO_GCE_CHECK": "true",
   }
 
 
 @contextlib.contextmanager
-def serve(port, folder):
-  """The emulator's process, which answers until the block ends."""
+def serve(folder):
+  """The emulator's process, with its `port`; it ends with the block."""
+  port = _free_port()
   command = [sys.executable, __file__, str(port), str(folder)]
-  log = open(pathlib.Path(folder) / "log", "w")
-  with log, subprocess.Popen(command, stderr=log) as process:
+  with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
     try:
-      _await(port, process)
+      _wait_for(port, process)
+      process.port = port
       yield process
     finally:
       process.kill()
 
 
-def refuse(folder, status: int, message: str):
-  (folder / "refused").write_text(f"{status} {message}")
+def _free_port():
+  for port in random.sample(range(20000, 30000), 100):  # as tests/conftest.py
+    with contextlib.suppress(OSError), socket.create_server(("", port)):
+      return port
+  raise OSError("no free port")
 
 
-def accept(folder):
-  (folder / "refused").unlink()
+@contextlib.contextmanager
+def refusing(folder, status: int, message: str):
+  """Within, the emulator on `folder` refuses all requests."""
+  path = folder / "refused"
+  path.with_suffix(".part").write_text(f"{status} {message}")
+  path.with_suffix(".part").rename(path)
+  try:
+    yield
+  finally:
+    path.unlink()
 
 
-def _await(port, process):
+def _wait_for(port, process):
   for _ in range(300):
-    with contextlib.suppress(OSError), socket.create_connection(("", port)):
+    with contextlib.suppress(OSError):
+      socket.create_connection(("127.0.0.1", port)).close()
       return
-    assert process.poll() is None, "the emulator ended"
+    if process.poll() is not None:
+      break
     time.sleep(0.1)
-  raise TimeoutError("the emulator does not answer")
+  raise OSError("the emulator does not answer")
+
+
+def _refusal(request, folder, objects):
+  """The status and message by which a request is refused, or None."""
+  with contextlib.suppress(FileNotFoundError):
+    text = (pathlib.Path(folder) / "refused").read_text()
+    status, _, message = text.partition(" ")
+    return HTTPStatus(int(status)), message
+  wanted = request.query.get("ifGenerationMatch")
+  if request.method == "POST" and wanted:
+    found = objects.get(request.query["name"][0], {"generation": "0"})
+    if found["generation"] != wanted[0]:
+      return HTTPStatus.PRECONDITION_FAILED, "another generation"
+  return None
 
 
 def main(port, folder):
+  """Answers requests to the end of the process."""
   from gcp_storage_emulator import server
 
   handle = server.Router.handle
 
-  def refusal(router, method):
-    """The status and message by which a request is refused, or None."""
-    with contextlib.suppress(FileNotFoundError):
-      text = (pathlib.Path(folder) / "refused").read_text()
-      status, _, message = text.partition(" ")
-      return HTTPStatus(int(status)), message
-    request = server.Request(router._request_handler, method)
-    wanted = request.query.get("ifGenerationMatch")
-    if method == server.POST and wanted:
-      objects = router._request_handler.storage.objects.get(BUCKET, {})
-      found = objects.get(request.query["name"][0], {"generation": "0"})
-      if found["generation"] != wanted[0]:
-        return HTTPStatus.PRECONDITION_FAILED, "another generation"
-    return None
-
-  def checked(router, method):
-    refused = refusal(router, method)
+  def check_and_handle(router, method):
+    handler = router._request_handler
+    objects = handler.storage.objects.get(BUCKET, {})
+    request = server.Request(handler, method)
+    refused = _refusal(request, folder, objects)
     if refused is None:
       return handle(router, method)
-    response = server.Response(router._request_handler)
+    response = server.Response(handler)
     response.status, message = refused
     response.json({"error": {"code": int(refused[0]), "message": message}})
-    response.close()
+    return response.close()
 
-  server.Router.handle = checked
+  server.Router.handle = check_and_handle
   server.create_server(
     "127.0.0.1", int(port), in_memory=True, default_bucket=BUCKET
   ).run()

@@ -314,12 +314,24 @@ def _read_step(path, abstract, in_full, restore_gb):
   for name, tree in abstract.items():  # all that is wrong, before any reading
     wanted = flatten(tree, name, is_abstract=True)
     check_arrays(path, name, record["trees"], wanted)
+  trees = _read_trees(path, abstract, in_full, restore_gb)
+  if in_full:
+    for name, tree in trees.items():
+      found = checksums.fetch(checksums.start(flatten(tree, name)))
+      for key, value in found.items():
+        if value != record["trees"][name][key]["checksum"]:
+          raise manifest.BrokenError(f"{name}.{key} differs from its checksum")
+  return record, trees
+
+
+def _read_trees(path, abstract, in_full, restore_gb):
+  """The trees as Orbax has them, in the structures wanted."""
   removed = (
     f"{path} was removed while it was read: keep more, or take a newer step"
   )
   try:
     with store.reached(path):
-      trees = {
+      return {
         name: read_tree(path, name, tree, restore_gb)
         for name, tree in abstract.items()
       }
@@ -331,13 +343,6 @@ def _read_step(path, abstract, in_full, restore_gb):
     if in_full or "DATA_LOSS" not in str(error):
       raise
     raise manifest.BrokenError(str(error).partition(" [")[0]) from error
-  if in_full:
-    for name, tree in trees.items():
-      found = checksums.fetch(checksums.start(flatten(tree, name)))
-      for key, value in found.items():
-        if value != record["trees"][name][key]["checksum"]:
-          raise manifest.BrokenError(f"{name}.{key} differs from its checksum")
-  return record, trees
 
 
 def _verify(path, files, in_full):

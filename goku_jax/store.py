@@ -12,7 +12,6 @@ import os
 
 import fsspec
 from etils import epath
-from orbax.checkpoint._src.serialization import tensorstore_utils as contexts
 
 from goku_jax.files import sync, write_whole
 from goku_jax.typing import UserError
@@ -39,13 +38,15 @@ def open_folder(path) -> epath.Path:
     raise UserError(f"{path}: give a folder of a disk or gs://BUCKET/FOLDER")
   if not importlib.util.find_spec("gcsfs"):
     raise UserError(f"{path} needs gcsfs: pip install 'goku_jax[store]'")
+  from orbax.checkpoint._src.serialization import tensorstore_utils as orbax
+
   # Other processes save and remove steps, which a cache would not see.
   fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
   # Private, for want of an option: a minute, as gcsfs, and not a quarter of an
   # hour until a store that is gone is one.
   for context in (
-    contexts._BASE_TS_CONTEXT,
-    contexts._DEFAULT_OCDBT_TS_CONTEXT,
+    orbax._BASE_TS_CONTEXT,
+    orbax._DEFAULT_OCDBT_TS_CONTEXT,
   ):
     context["gcs_request_retries"] = {"max_retries": RETRIES}
   return epath.Path(path)

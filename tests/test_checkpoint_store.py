@@ -35,6 +35,33 @@ with checkpoint.Checkpointer(sys.argv[1], keep=1) as checkpointer:
     checkpointer.save(step, trees, {"step": step})
 """
 
+# Restores the newest step until it is the last one, each of them in full; says
+# which steps it saw, and how often one was removed while it was read.
+READS = """
+import sys
+import jax, numpy as np
+from goku_jax import checkpoint
+from goku_jax.typing import UserError
+folder, saves, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+w = jax.ShapeDtypeStruct((size,), "float32")
+abstract = {"params": {"w": w}, "count": jax.ShapeDtypeStruct((), "int64")}
+seen, removed = [-1], 0
+while seen[-1] < saves - 1:
+  try:
+    found = checkpoint.restore(folder, abstract)
+  except UserError as error:
+    assert "removed while it was read" in str(error) or "missing" in str(error)
+    removed += 1
+    continue
+  if found is None:
+    continue
+  step, trees, position = found
+  assert position == {"step": step} and trees["count"] == step >= seen[-1]
+  np.testing.assert_array_equal(trees["params"]["w"], np.float32(step))
+  seen.append(step)
+print(len(set(seen)) - 1, removed)
+"""
+
 # Saves step 1, then says so and waits for a line before step 2 begins, and for
 # another before it is waited for; tells why it failed, and what a reader sees.
 TELLS = """
@@ -113,10 +140,13 @@ def test_steps_come_back_and_old_ones_go(folder):
 
 
 def test_a_changed_object_is_found_and_named(folder, capsys):
-  save_steps(folder, 1, 2)
+  abstract = {"count": ABSTRACT["count"]}
+  with checkpoint.Checkpointer(folder) as checkpointer:
+    for step in (1, 2):  # of few objects
+      checkpointer.save(step, {"count": np.int64(step)}, {})
   path = store.open_folder(folder) / "2"
   names = store.sizes(path)
-  assert {"manifest.json", "params/_METADATA"} < names.keys()
+  assert {"manifest.json", "count/_METADATA"} < names.keys()
   verify = ["verify", folder, "--step=2"]
   for name in names:
     data = (path / name).read_bytes()
@@ -125,10 +155,10 @@ def test_a_changed_object_is_found_and_named(folder, capsys):
     (path / name).write_bytes(data[:place] + flipped + data[place + 1 :])
     assert checkpoint.main(verify) == 1
     assert f"step 2: not whole ({name} differs" in capsys.readouterr().out
-    if name.endswith("manifest.ocdbt"):
+    if name == "count/manifest.ocdbt":
       with pytest.raises(UserError, match=f"2 is not whole .{name} differs"):
-        checkpoint.restore(folder, ABSTRACT, fall_back=False)
-      assert checkpoint.restore(folder, ABSTRACT)[0] == 1
+        checkpoint.restore(folder, abstract, fall_back=False)
+      assert checkpoint.restore(folder, abstract)[0] == 1
     (path / name).write_bytes(data)
   assert checkpoint.main(verify) == 0
 
@@ -194,7 +224,7 @@ def test_an_upload_killed_midway_leaves_no_step(folder):
 @pytest.mark.slow
 def test_uploads_killed_at_any_moment_leave_no_step(folder):
   rng = random.Random(0)
-  halves = _kill_uploads(folder, [0.5 * rng.random() for _ in range(12)])
+  halves = _kill_uploads(folder, [0.5 * rng.random() for _ in range(6)])
   assert halves > 0  # else nothing was tried
 
 
@@ -217,38 +247,14 @@ def _kill_uploads(folder, delays):
   return halves
 
 
-def test_a_reader_beside_training_sees_whole_steps_alone(folder):
-  seen = _read_beside_saves(folder, saves=4, size=SIZE)
-  assert len(seen) > 1
-
-
 @pytest.mark.slow
-def test_a_reader_of_large_steps_sees_whole_ones_alone(folder):
-  seen = _read_beside_saves(folder, saves=60, size=2_000_000)
-  assert len(seen) > 10
-
-
-def _read_beside_saves(folder, saves, size):
-  """The steps that were restored while another process saved and removed."""
-  abstract = ABSTRACT | {
-    "params": {"w": jax.ShapeDtypeStruct((size,), "float32")}
-  }
-  seen = []
-  with start(SAVES, folder, saves, size) as child:
-    while child.poll() is None or not seen or seen[-1] < saves - 1:
-      assert child.poll() in (None, 0)
-      found = None
-      with contextlib.suppress(UserError):  # removed while it was read
-        found = checkpoint.restore(folder, abstract)
-      if found is None:
-        continue
-      step, trees, position = found
-      assert position == {"step": step}
-      assert trees["count"] == step
-      np.testing.assert_array_equal(trees["params"]["w"], step)
-      assert not seen or step >= seen[-1]
-      seen.append(step)
-  return sorted(set(seen))
+def test_a_reader_beside_training_sees_whole_steps_alone(folder):
+  given = (folder, 30, 500_000)  # steps, each without the one before, floats
+  with start(READS, *given) as reader, start(SAVES, *given) as saver:
+    seen, _ = reader.communicate(timeout=200)
+  assert (reader.returncode, saver.returncode) == (0, 0)
+  print(seen)
+  assert int(seen.split()[0]) > 5  # of different steps
 
 
 def test_limits_of_bytes_in_flight_reach_orbax(folder, tmp_path):

@@ -49,6 +49,8 @@ EXTRAS = {
     "scenedetect-headless>=0.7.2,<0.8",
   ],
   "eval": ["scikit-image>=0.26.0,<0.28", "scipy>=1.17.1,<2"],
+  # Checkpoints on Google Cloud Storage.
+  "store": ["gcsfs>=2026.9.0,<2027"],
   "web": ["gradio>=6.31.0,<7"],
   # The references that parity tests compare with.
   "parity": [
@@ -60,6 +62,7 @@ EXTRAS = {
 EXTRAS["dev"] = [
   "beartype>=0.22.9,<0.24",  # apache-beam holds 0.22
   "codespell>=2.4.3,<3",
+  "gcp-storage-emulator>=2026.7.19,<2027",
   "packaging>=26.3,<27",
   "pre-commit>=4.7.0,<5",
   "pytest>=9.2.0,<10",
@@ -71,6 +74,7 @@ EXTRAS["dev"] = [
   *EXTRAS["text"],
   *EXTRAS["curate"],
   *EXTRAS["eval"],
+  *EXTRAS["store"],
   *EXTRAS["web"],
 ]
 

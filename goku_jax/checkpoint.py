@@ -5,7 +5,8 @@
                                  what is inside: arrays and files
 
 The manifest is the commit: Orbax finishes, then the digests of its files are
-taken, then the manifest appears by an atomic rename. A step without a whole
+taken, then the manifest appears, by an atomic rename or, in the cloud
+(gs://BUCKET/FOLDER, see store.py), by one PUT. A step without a whole
 manifest does not exist. Orbax alone restores a wrong array without a word
 after one flipped byte; here every file is verified before it is read, and every
 array after: its checksum was taken on the devices, before it was copied.
@@ -16,7 +17,7 @@ optimizer needs no code from the checkpoint.
 
   python -m goku_jax.checkpoint list|verify|show DIR [--step=N]
 
-DIR is a run or its folder `checkpoints`. list compares sizes; verify reads
+DIR is a run or a folder of checkpoints. list compares sizes; verify reads
 every byte, names the files that differ, and ends with 1 where there are any;
 show prints the arrays of a step.
 """
@@ -27,8 +28,7 @@ import contextlib
 import importlib.metadata
 import json
 import logging
-import pathlib
-import shutil
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -38,8 +38,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from goku_jax import __version__, checksums, manifest
-from goku_jax.files import plain, sync
+from goku_jax import __version__, checksums, manifest, store
+from goku_jax.config import load_config
+from goku_jax.files import plain
 from goku_jax.trees import check_arrays, describe, flatten, read_tree
 from goku_jax.typing import UserError
 
@@ -53,12 +54,14 @@ class Checkpointer:
   A context manager, which waits for the last save on every way out.
 
   Args:
-    folder: of the steps.
+    folder: of the steps, see `store.open_folder`.
     keep: how many of the newest steps stay.
     keep_every: steps whose number it divides stay as well; 0: none.
     best: tells one more step that stays, or None, when asked after a save.
     config: of the run, for the manifest.
     watch: context in which a save is finished, by its name.
+    save_gb: GB (1e9 bytes) of each tree that are written at once, at most;
+      None: Orbax's limit.
   """
 
   def __init__(
@@ -70,17 +73,21 @@ class Checkpointer:
     best: Callable[[], int | None] = lambda: None,
     config: dict | None = None,
     watch: Callable = contextlib.nullcontext,
+    save_gb: float | None = None,
   ):
     if keep < 1:
       raise UserError(f"keep={keep}: set 1 or more checkpoints to stay")
     if keep_every < 0:
       raise UserError(f"keep_every={keep_every}: set 0 (none) or more steps")
-    self.folder = pathlib.Path(folder).absolute()
+    self.folder = store.open_folder(folder)
     self.keep, self.keep_every, self.best = keep, keep_every, best
     self.config, self.watch = plain(config or {}), watch
     # Made at once, so that a folder that cannot be made fails in `save`.
     options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-    handler = ocp.CompositeCheckpointHandler()
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=save_gb)
+    registry.add(None, ocp.args.PyTreeSave, handler)
+    handler = ocp.CompositeCheckpointHandler(handler_registry=registry)
     self._orbax = ocp.AsyncCheckpointer(handler, async_options=options)
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
     self._pending = None
@@ -140,9 +147,11 @@ class Checkpointer:
 
   def _make_way(self, path):
     """Removes what is left of an unfinished or damaged save of this step."""
-    self.folder.mkdir(parents=True, exist_ok=True)
-    for left in self.folder.glob(f"{path.name}.*"):
-      shutil.rmtree(left)
+    if not store.is_remote(path):
+      self.folder.mkdir(parents=True, exist_ok=True)
+    for name in store.names(self.folder):
+      if name.startswith(f"{path.name}."):
+        (self.folder / name).rmtree()
     if path.exists():
       try:
         manifest.check(path, manifest.read(path)["files"])
@@ -165,7 +174,7 @@ class Checkpointer:
           for key, value in checksums.fetch(tree).items():
             record["trees"][name][key]["checksum"] = value
         manifest.write(path, record)
-        sync(self.folder)
+        store.settle(self.folder)
         self._remove_old(int(path.name))
 
   def _remove_old(self, saved):
@@ -174,9 +183,9 @@ class Checkpointer:
     kept = {saved, self.best(), *recent}
     if self.keep_every:
       kept |= {step for step in whole if step % self.keep_every == 0}
-    for path in self.folder.iterdir():
-      step = _step_of(path)
-      if step is None or path.name in map(str, kept):
+    for name in store.names(self.folder):
+      step, path = _step_of(name), self.folder / name
+      if step is None or name in map(str, kept):
         continue
       # A damaged step stays for inspection while it is among the recent.
       has_manifest = (path / manifest.NAME).exists()
@@ -186,9 +195,9 @@ class Checkpointer:
 
 def whole_steps(folder) -> list[int]:
   """Steps that are committed, oldest first, by manifests and file sizes."""
-  steps = []
+  steps, folder = [], store.open_folder(folder)
   for step in _steps(folder):
-    path = pathlib.Path(folder) / str(step)
+    path = folder / str(step)
     with contextlib.suppress(manifest.BrokenError):
       manifest.check(path, manifest.read(path)["files"], digests=False)
       steps.append(step)
@@ -202,6 +211,7 @@ def restore(
   *,
   verify: str = "full",
   fall_back: bool = True,
+  restore_gb: float | None = None,
 ):
   """`(step, trees, position)` of the newest whole step; None if there is none.
 
@@ -216,12 +226,14 @@ def restore(
     verify: "full", the digests of files and the checksums of arrays; or
       "sizes", those of the files.
     fall_back: whether a damaged newest step is passed over with a warning.
+    restore_gb: GB (1e9 bytes) of a tree that are read at once, at most; None:
+      Orbax's limit.
 
   Raises:
     UserError: `step`, or without `fall_back` the newest, is not whole; all
       committed steps are damaged; or the trees saved are not those wanted.
   """
-  found = _restore(folder, abstract, step, verify, fall_back)
+  found = _restore(folder, abstract, step, verify, fall_back, restore_gb)
   if found is None:
     return None
   record, trees = found
@@ -237,24 +249,37 @@ def restore_run(workdir, name: str, abstract, step: int | None = None):
   Raises:
     UserError: as `restore`, or the run has no whole step.
   """
-  folder = pathlib.Path(workdir) / "checkpoints"
-  found = _restore(folder, {name: abstract}, step)
+  config = load_config(workdir)
+  folder = folder_of(workdir, config)
+  restore_gb = config.get("checkpoint", {}).get("restore_gb")
+  found = _restore(folder, {name: abstract}, step, restore_gb=restore_gb)
   if found is None:
     raise UserError(f"{folder} has no whole checkpoint: train first")
   record, trees = found
   return record["step"], trees[name], record["digest"]
 
 
-def _restore(folder, abstract, step, verify="full", fall_back=True):
+def folder_of(workdir, config=None):
+  """Where a run keeps its checkpoints, by its config: that in the workdir."""
+  if config is None:
+    saved = os.path.exists(os.path.join(workdir, "config.json"))
+    config = load_config(workdir) if saved else {}
+  named = config.get("checkpoint", {}).get("folder")
+  return store.open_folder(named or os.path.join(workdir, "checkpoints"))
+
+
+def _restore(
+  folder, abstract, step, verify="full", fall_back=True, restore_gb=None
+):
   """The record and the trees of the step to restore, or None."""
   if verify not in VERIFY:
     raise UserError(f"verify={verify!r} is none of {', '.join(VERIFY)}")
-  folder = pathlib.Path(folder).absolute()
+  folder = store.open_folder(folder)
   passed, damaged = [], None
   for number in reversed(_steps(folder)) if step is None else [step]:
     path = folder / str(number)
     try:
-      record, trees = _read_step(path, abstract, verify == "full")
+      record, trees = _read_step(path, abstract, verify == "full", restore_gb)
     except manifest.BrokenError as error:
       message = f"checkpoint {path} is not whole ({error})"
       passed.append((number, message))
@@ -274,7 +299,7 @@ def _restore(folder, abstract, step, verify="full", fall_back=True):
   return None
 
 
-def _read_step(path, abstract, in_full):
+def _read_step(path, abstract, in_full, restore_gb):
   """The record of a step, and its trees that are wanted."""
   record = manifest.read(path)
   if record["layout"] != LAYOUT:
@@ -289,16 +314,7 @@ def _read_step(path, abstract, in_full):
   for name, tree in abstract.items():  # all that is wrong, before any reading
     wanted = flatten(tree, name, is_abstract=True)
     check_arrays(path, name, record["trees"], wanted)
-  try:
-    trees = {name: read_tree(path, name, abstract[name]) for name in abstract}
-  except FileNotFoundError as error:
-    raise UserError(
-      f"{path} was removed while it was read: keep more, or take a newer step"
-    ) from error
-  except ValueError as error:
-    if in_full or "DATA_LOSS" not in str(error):
-      raise
-    raise manifest.BrokenError(str(error).partition(" [")[0]) from error
+  trees = _read_trees(path, abstract, in_full, restore_gb)
   if in_full:
     for name, tree in trees.items():
       found = checksums.fetch(checksums.start(flatten(tree, name)))
@@ -306,6 +322,27 @@ def _read_step(path, abstract, in_full):
         if value != record["trees"][name][key]["checksum"]:
           raise manifest.BrokenError(f"{name}.{key} differs from its checksum")
   return record, trees
+
+
+def _read_trees(path, abstract, in_full, restore_gb):
+  """The trees as Orbax has them, in the structures wanted."""
+  removed = (
+    f"{path} was removed while it was read: keep more, or take a newer step"
+  )
+  try:
+    with store.reached(path):
+      return {
+        name: read_tree(path, name, tree, restore_gb)
+        for name, tree in abstract.items()
+      }
+  except FileNotFoundError as error:
+    raise UserError(removed) from error
+  except ValueError as error:
+    if "NOT_FOUND" in str(error):
+      raise UserError(removed) from error
+    if in_full or "DATA_LOSS" not in str(error):
+      raise
+    raise manifest.BrokenError(str(error).partition(" [")[0]) from error
 
 
 def _verify(path, files, in_full):
@@ -358,23 +395,21 @@ def _explain_failure(path):
     raise RuntimeError(message) from error
 
 
-def _step_of(path):
+def _step_of(name):
   """The step that a name stands for, `7` and `7.<temporary>` alike, or None."""
-  number = path.name.split(".")[0]
+  number = name.split(".")[0]
   return int(number) if number.isdecimal() else None
 
 
 def _steps(folder):
   """Steps that have a folder, whole or not, even a temporary one."""
-  folder = pathlib.Path(folder)
-  paths = folder.iterdir() if folder.is_dir() else ()
-  return sorted({_step_of(path) for path in paths} - {None})
+  return sorted({_step_of(name) for name in store.names(folder)} - {None})
 
 
 def _remove(path):
   """Removes a step; without its manifest it no longer exists for a reader."""
   (path / manifest.NAME).unlink(missing_ok=True)
-  shutil.rmtree(path)
+  path.rmtree()
 
 
 def main(arguments: list[str]) -> int:
@@ -387,11 +422,22 @@ def main(arguments: list[str]) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("command", choices=["list", "verify", "show"])
-  parser.add_argument("folder", type=pathlib.Path, metavar="DIR")
+  parser.add_argument("folder", metavar="DIR")
   parser.add_argument("--step", type=int, help="this one alone")
   given = parser.parse_args(arguments)
-  inside = given.folder / "checkpoints"
-  folder = inside if inside.is_dir() else given.folder
+  try:
+    return _run(given)
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def _run(given) -> int:
+  folder = store.open_folder(given.folder)
+  if not store.is_remote(folder):
+    inside = folder_of(folder)
+    if store.is_remote(inside) or inside.is_dir():
+      folder = inside
   steps = _steps(folder) if given.step is None else [given.step]
   if not steps:
     print(f"{folder} has no checkpoint", file=sys.stderr)

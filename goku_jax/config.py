@@ -253,7 +253,7 @@ def check_workdir(workdir, config, *, same, moves=(), free=(), why=""):
       for key in sorted(old | new)
       if f"{key}.".startswith(inside)
       and not f"{key}.".startswith(outside)
-      and old.get(key, "absent") != new.get(key, "absent")
+      and old.get(key) != new.get(key)
       and not (key in moves and old.get(key) and new.get(key))
     ]
     if differing:

@@ -1,8 +1,8 @@
 """The manifest of a folder: what must be in it, to the byte, and what it means.
 
 A folder is whole when its manifest is and every file in it is as the manifest
-says. The manifest is written last, by an atomic rename, and opens with the
-digest of all that follows in it, byte for byte:
+says. The manifest is written last, by an atomic rename or, on an object store,
+by one PUT, and opens with the digest of all that follows in it, byte for byte:
 
   {
     "digest": "<sha256 of the text after this line>",
@@ -16,11 +16,11 @@ find damage, at the speed of memory; they are no defence against forgery.
 import concurrent.futures
 import hashlib
 import json
-import pathlib
 
 import xxhash
+from etils import epath
 
-from goku_jax.files import sync, write_whole
+from goku_jax import store
 
 NAME = "manifest.json"
 
@@ -30,25 +30,25 @@ class BrokenError(ValueError):
 
 
 def write(folder, record: dict):
-  """Makes `folder` whole: digests of its files, `record`, then the rename.
+  """Makes `folder` whole: digests of its files, `record`, then the manifest.
 
   Everything is on the disk before the manifest is, so a folder that is whole
   stays so through a power cut.
   """
-  folder = pathlib.Path(folder)
-  files = sorted(p for p in folder.rglob("*") if p.is_file())
+  folder = epath.Path(folder)
+  names = list(store.sizes(folder))
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    entries = list(pool.map(describe, files))
-  names = [path.relative_to(folder).as_posix() for path in files]
+    entries = list(pool.map(lambda name: describe(folder / name), names))
   record = {"files": dict(zip(names, entries, strict=True)), **record}
   body = json.dumps(record, indent=2, allow_nan=False).removeprefix("{") + "\n"
-  write_whole(folder / NAME, (_head(body) + body).encode())
+  store.write(folder / NAME, (_head(body) + body).encode())
 
 
 def read(folder) -> dict:
   """The record of a folder; its files are not looked at."""
   try:
-    text = (pathlib.Path(folder) / NAME).read_bytes().decode()
+    with store.reached(folder):
+      text = (epath.Path(folder) / NAME).read_bytes().decode()
     body = text[len(_head("")) :]
     if text != _head(body) + body:
       raise BrokenError(f"{NAME} differs from its own digest")
@@ -73,18 +73,20 @@ def problems(folder, files: dict, *, digests=True) -> dict[str, str]:
     files: sizes and digests by path.
     digests: whether every byte is read, or sizes alone are compared.
   """
-  folder = pathlib.Path(folder)
+  folder = epath.Path(folder)
+  found = store.sizes(folder)
 
   def problem(name):
-    path, entry = folder / name, files[name]
+    entry, size = files[name], found.get(name)
+    if size is None:
+      return f"{name} is missing"
+    if size != entry["size"]:
+      return f"{name} has {size} bytes, not {entry['size']}"
     try:
-      size = path.stat().st_size
-      if size != entry["size"]:
-        return f"{name} has {size} bytes, not {entry['size']}"
-      if digests and _digest(path) != entry["xxh3_128"]:
+      if digests and describe(folder / name) != entry:
         return f"{name} differs from its digest"
     except OSError as error:
-      return f"{name}: {error.strerror}"
+      return f"{name}: {error.strerror or 'it is gone'}"
     return None
 
   with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -94,13 +96,10 @@ def problems(folder, files: dict, *, digests=True) -> dict[str, str]:
 
 def describe(path) -> dict:
   """Size and digest of a file, once it is on the disk."""
-  sync(path)
-  return {"size": path.stat().st_size, "xxh3_128": _digest(path)}
-
-
-def _digest(path):
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+  store.settle(path)
+  with store.reached(path), epath.Path(path).open("rb") as file:
+    digest = hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+    return {"size": file.tell(), "xxh3_128": digest}
 
 
 def _head(body):

@@ -74,12 +74,16 @@ def check_arrays(path, name, saved, wanted):
         )
 
 
-def read_tree(path, name: str, abstract):
-  """The tree `name` of a step, in the structure and sharding of `abstract`."""
+def read_tree(path, name: str, abstract, restore_gb: float | None = None):
+  """The tree `name` of a step, in the structure and sharding of `abstract`.
+
+  At most `restore_gb` GB (1e9 bytes) are read at once.
+  """
   wanted = flatten(abstract, name, is_abstract=True)
   arguments = {key: _restore_args(leaf) for key, leaf in wanted.items()}
   arguments = ocp.args.PyTreeRestore(wanted, restore_args=arguments)
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+  handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=restore_gb)
+  with ocp.Checkpointer(handler) as orbax:
     flat = orbax.restore(path / name, args=arguments)
   leaves = [flat[key] for key in wanted]
   return jax.tree.unflatten(jax.tree.structure(abstract), leaves)

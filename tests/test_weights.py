@@ -73,7 +73,7 @@ def test_a_save_cut_off_before_its_config_is_no_weights(saved):
 
 def test_missing_safetensors_is_named(saved):
   (saved / "model.safetensors").unlink()
-  with pytest.raises(UserError, match=r"model\.safetensors: No such file"):
+  with pytest.raises(UserError, match=r"model\.safetensors is missing"):
     weights.load(saved)
 
 

@@ -162,7 +162,7 @@ def is_there(workdir, step: int) -> bool:
 
 
 def _whole_steps(workdir) -> list[int]:
-  return checkpoint.whole_steps(pathlib.Path(workdir) / "checkpoints")
+  return checkpoint.whole_steps(checkpoint.folder_of(workdir))
 
 
 def everyone_has(results: Results | None, *record) -> bool:

@@ -27,7 +27,10 @@ def main(config, workdir):
   job.check_workdir(
     workdir,
     config,
-    same=("stage", "seed", "model", "data", "loss", "optim"),
+    same=(
+      *("stage", "seed", "model", "data", "loss", "optim"),
+      "checkpoint.folder",
+    ),
     moves=("data.path",),
     free=("data.threads", "data.decoder", "model.remat"),
   )

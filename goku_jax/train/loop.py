@@ -108,12 +108,12 @@ def _train(run):
   first, total = int(state.step), config.total_steps
   # Reads nothing yet, but may refuse.
   data = task.batches(batch, total - first) if first < total else None
-  keep = {k: config.checkpoint[k] for k in ("keep", "keep_every")}
+  how = {k: config.checkpoint[k] for k in ("keep", "keep_every", "save_gb")}
   with (
     _preemption() as preempted,
     checkpoint.Checkpointer(
-      workdir / "checkpoints",
-      **keep,
+      checkpoint.folder_of(workdir, config),
+      **how,
       best=lambda: _best(config, workdir),
       config=config.to_dict(),
       watch=watchdog.watch,
@@ -205,9 +205,10 @@ def _init_or_restore(run, tx, rng):
     window=config.guards.window,
   )
   abstract, placed = rules.lay_out(mesh, init, rng)
-  how = {k: config.checkpoint[k] for k in ("verify", "fall_back")}
+  names = ("verify", "fall_back", "restore_gb")
+  how = {k: config.checkpoint[k] for k in names}
   with goodput.book("restore"), watchdog.watch("restore"):
-    folder = workdir / "checkpoints"
+    folder = checkpoint.folder_of(workdir, config)
     found = checkpoint.restore(folder, _trees(abstract), **how)
   if not found:
     with goodput.book("compile"):

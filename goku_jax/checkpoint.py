@@ -326,20 +326,17 @@ def _read_step(path, abstract, in_full, restore_gb):
 
 def _read_trees(path, abstract, in_full, restore_gb):
   """The trees as Orbax has them, in the structures wanted."""
-  removed = (
-    f"{path} was removed while it was read: keep more, or take a newer step"
-  )
   try:
     with store.reached(path):
       return {
         name: read_tree(path, name, tree, restore_gb)
         for name, tree in abstract.items()
       }
-  except FileNotFoundError as error:
-    raise UserError(removed) from error
-  except ValueError as error:
-    if "NOT_FOUND" in str(error):
-      raise UserError(removed) from error
+  except Exception as error:  # what is gone first shows in many ways
+    if manifest.NAME not in store.names(path):
+      raise UserError(
+        f"{path} was removed while it was read: keep more, or take a newer step"
+      ) from error
     if in_full or "DATA_LOSS" not in str(error):
       raise
     raise manifest.BrokenError(str(error).partition(" [")[0]) from error

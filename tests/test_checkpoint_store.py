@@ -50,7 +50,7 @@ while seen[-1] < saves - 1:
   try:
     found = checkpoint.restore(folder, abstract)
   except UserError as error:
-    assert "removed while it was read" in str(error) or "missing" in str(error)
+    assert "removed while it was read" in str(error), error
     removed += 1
     continue
   if found is None:
@@ -249,11 +249,10 @@ def _kill_uploads(folder, delays):
 
 @pytest.mark.slow
 def test_a_reader_beside_training_sees_whole_steps_alone(folder):
-  given = (folder, 30, 500_000)  # steps, each without the one before, floats
+  given = (folder, 20, 500_000)  # steps, each without the one before, floats
   with start(READS, *given) as reader, start(SAVES, *given) as saver:
-    seen, _ = reader.communicate(timeout=200)
+    seen, _ = reader.communicate(timeout=250)
   assert (reader.returncode, saver.returncode) == (0, 0)
-  print(seen)
   assert int(seen.split()[0]) > 5  # of different steps
 
 

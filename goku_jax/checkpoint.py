@@ -226,8 +226,7 @@ def restore(
     verify: "full", the digests of files and the checksums of arrays; or
       "sizes", those of the files.
     fall_back: whether a damaged newest step is passed over with a warning.
-    restore_gb: GB (1e9 bytes) of a tree that are read at once, at most; None:
-      Orbax's limit.
+    restore_gb: see `trees.read_tree`.
 
   Raises:
     UserError: `step`, or without `fall_back` the newest, is not whole; all

@@ -4,6 +4,8 @@ Every leaf is fit to be saved, and what was saved, by us or by others, is held
 against what is wanted before it is used, so that an error can name the array.
 """
 
+import math
+
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -77,9 +79,13 @@ def check_arrays(path, name, saved, wanted):
 def read_tree(path, name: str, abstract, restore_gb: float | None = None):
   """The tree `name` of a step, in the structure and sharding of `abstract`.
 
-  At most `restore_gb` GB (1e9 bytes) are read at once.
+  At most `restore_gb` GB (1e9 bytes) are read at once; None: a tenth of what
+  this process reads, or 0.1, so that the memory for it stays small.
   """
   wanted = flatten(abstract, name, is_abstract=True)
+  if restore_gb is None:
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in wanted.values())
+    restore_gb = max(0.1, size / jax.process_count() / 1e10)
   arguments = {key: _restore_args(leaf) for key, leaf in wanted.items()}
   arguments = ocp.args.PyTreeRestore(wanted, restore_args=arguments)
   handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=restore_gb)

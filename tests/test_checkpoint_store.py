@@ -139,6 +139,7 @@ def test_steps_come_back_and_old_ones_go(folder):
     save_steps(folder, 4)
 
 
+@pytest.mark.slow
 def test_a_changed_object_is_found_and_named(folder, capsys):
   abstract = {"count": ABSTRACT["count"]}
   with checkpoint.Checkpointer(folder) as checkpointer:
@@ -217,6 +218,7 @@ def test_a_store_lost_in_mid_save_ends_it_with_the_cause(
   assert child.returncode == 0
 
 
+@pytest.mark.slow
 def test_an_upload_killed_midway_leaves_no_step(folder):
   _kill_uploads(folder, [0.05])
 

@@ -33,6 +33,7 @@ job.main(config, workdir)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_trainer_does_not_grow(tmp_path):
   with runs.start_program(PROGRAM, tmp_path, 1200) as process:
     out, err = process.communicate(timeout=1500)

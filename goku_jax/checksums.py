@@ -58,14 +58,24 @@ def _bits(x):
   return x.view(f"uint{8 * size}").astype(np.uint32)
 
 
-def start(flat: dict) -> dict:
-  """Checksums of arrays by name, those on devices under way when it returns."""
-  return {
-    name: _start(x, x.sharding)
+def start(flat: dict, *, signed_zeros: bool = True) -> dict:
+  """Checksums of arrays by name, those on devices under way when it returns.
+
+  Without `signed_zeros`, those of devices take -0 for 0.
+  """
+  sums = {
+    name: _start(x, x.sharding, signed_zeros)
     if isinstance(x, jax.Array)
     else _start(_bits(x), None)  # JAX would cut 64 bits to 32
     for name, x in flat.items()
   }
+  # At once: many small programs that talk can block each other on CPUs.
+  parts = {name: x for name, x in sums.items() if x.ndim}
+  whole = {
+    name: jax.NamedSharding(x.sharding.mesh, jax.P())
+    for name, x in parts.items()
+  }
+  return sums | jax.jit(_add_up, out_shardings=whole)(parts)
 
 
 def fetch(started: dict) -> dict[str, int]:
@@ -73,8 +83,11 @@ def fetch(started: dict) -> dict[str, int]:
   return {name: int(value) for name, value in jax.device_get(started).items()}
 
 
-@functools.partial(jax.jit, static_argnames="sharding")
-def _start(x, sharding):
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _start(x, sharding, signed_zeros=True):
+  """The checksum, or those of parts, which lie apart, in one dim."""
+  if not signed_zeros:
+    x = jnp.where(x == 0, jnp.zeros_like(x), x)
   if not isinstance(sharding, jax.NamedSharding):
     return checksum(x)
   axes = [
@@ -83,17 +96,21 @@ def _start(x, sharding):
   ]
   axes += [()] * (max(1, x.ndim) - len(axes))
 
-  def add_up(part):  # of one device
+  def of_part(part):  # of one device
     starts = [
       jax.lax.axis_index(names) * size if names else 0
       for names, size in zip(axes, part.shape, strict=False)
     ]
-    return jax.lax.psum(checksum(part, [*starts, 0]), sum(axes, ()))
+    return checksum(part, [*starts, 0])[None]
 
   return jax.shard_map(
-    add_up,
+    of_part,
     mesh=sharding.mesh,
     in_specs=sharding.spec,
-    out_specs=jax.P(),
-    check_vma=False,  # copies are not summed, and one of them is fetched
+    out_specs=jax.P(sum(axes, ()) or None),
+    check_vma=False,  # of copies, one is taken
   )(x)
+
+
+def _add_up(parts):
+  return {name: x.sum(dtype=jnp.uint32) for name, x in parts.items()}

@@ -14,7 +14,7 @@ from tests.integration import test_processes
 TOTAL = 12
 NAMES = ("0", "1")  # of the hosts' disks
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def training(base, port, total, save_every_steps):
@@ -78,6 +78,8 @@ def killed(tmp_path_factory):
       time.sleep(0.01)
     for process in processes:
       process.kill()
+    for process in processes:
+      process.communicate()
   return base
 
 

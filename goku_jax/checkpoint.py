@@ -48,10 +48,58 @@ LAYOUT = 2
 VERIFY = ("full", "sizes")
 
 
-class Checkpointer:
-  """Saves steps in the background; a failed save raises at the next call.
+class Background:
+  """Finishes one save at a time in a thread; a failure raises at the next call.
 
   A context manager, which waits for the last save on every way out.
+
+  Args:
+    orbax: what is closed at the end.
+    watch: context in which a save is finished, by its name.
+  """
+
+  def __init__(self, orbax, watch: Callable = contextlib.nullcontext):
+    self._orbax, self.watch = orbax, watch
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+    self._pending = None
+
+  def _submit(self, finish, *arguments):
+    self._pending = self._thread.submit(finish, *arguments)
+
+  def check(self):
+    """Raises if the last save has failed already; waits for nothing."""
+    if self._pending is not None and self._pending.done():
+      self.wait()
+
+  def wait(self):
+    """Returns once the last save is whole; raises if it failed."""
+    pending, self._pending = self._pending, None
+    if pending is not None:
+      pending.result()
+
+  def close(self):
+    """Waits for the last save and ends the threads."""
+    try:
+      self.wait()
+    finally:
+      self._thread.shutdown()
+      if self._orbax is not None:
+        self._orbax.close()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, error, traceback):
+    try:
+      self.close()
+    except Exception as failure:
+      if error is None:
+        raise
+      logging.error("%s", failure)  # what ended the block goes on upwards
+
+
+class Checkpointer(Background):
+  """Saves steps in the background.
 
   Args:
     folder: of the steps, see `store.open_folder`.
@@ -81,16 +129,15 @@ class Checkpointer:
       raise UserError(f"keep_every={keep_every}: set 0 (none) or more steps")
     self.folder = store.open_folder(folder)
     self.keep, self.keep_every, self.best = keep, keep_every, best
-    self.config, self.watch = plain(config or {}), watch
+    self.config = plain(config or {})
     # Made at once, so that a folder that cannot be made fails in `save`.
     options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=save_gb)
     registry.add(None, ocp.args.PyTreeSave, handler)
     handler = ocp.CompositeCheckpointHandler(handler_registry=registry)
-    self._orbax = ocp.AsyncCheckpointer(handler, async_options=options)
-    self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-    self._pending = None
+    orbax = ocp.AsyncCheckpointer(handler, async_options=options)
+    super().__init__(orbax, watch)
 
   def save(self, step: int, trees: dict, position: dict):
     """Returns once the arrays are copied to the host; they may be donated then.
@@ -102,7 +149,7 @@ class Checkpointer:
     """
     self.wait()
     flat = {name: flatten(tree, name) for name, tree in trees.items()}
-    record = _make_record(step, flat, position) | {"config": self.config}
+    record = make_record(step, flat, position) | {"config": self.config}
     path = self.folder / str(step)
     arguments = {name: ocp.args.PyTreeSave(tree) for name, tree in flat.items()}
     # A copy asked for, whatever guard the training loop runs under.
@@ -113,37 +160,7 @@ class Checkpointer:
         self._make_way(path)
       # Starts with a barrier, so the other processes see the way made.
       self._orbax.save(path, args=ocp.args.Composite(**arguments))
-    self._pending = self._thread.submit(self._commit, path, record, sums)
-
-  def check(self):
-    """Raises if the last save has failed already; waits for nothing."""
-    if self._pending is not None and self._pending.done():
-      self.wait()
-
-  def wait(self):
-    """Returns once the last save is whole; raises if it failed."""
-    pending, self._pending = self._pending, None
-    if pending is not None:
-      pending.result()
-
-  def close(self):
-    """Waits for the last save and ends the threads."""
-    try:
-      self.wait()
-    finally:
-      self._thread.shutdown()
-      self._orbax.close()
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, kind, error, traceback):
-    try:
-      self.close()
-    except Exception as failure:
-      if error is None:
-        raise
-      logging.error("%s", failure)  # what ended the block goes on upwards
+    self._submit(self._commit, path, record, sums)
 
   def _make_way(self, path):
     """Removes what is left of an unfinished or damaged save of this step."""
@@ -170,9 +187,7 @@ class Checkpointer:
     with _explain_failure(path), self.watch("commit"):
       self._orbax.wait_until_finished()
       if jax.process_index() == 0:
-        for name, tree in sums.items():
-          for key, value in checksums.fetch(tree).items():
-            record["trees"][name][key]["checksum"] = value
+        add_checksums(record, sums)
         manifest.write(path, record)
         store.settle(self.folder)
         self._remove_old(int(path.name))
@@ -361,7 +376,8 @@ def _verify(path, files, in_full):
     raise manifest.BrokenError(line)
 
 
-def _make_record(step, flat, position):
+def make_record(step: int, flat: dict, position: dict) -> dict:
+  """What the manifest of a step says, but for checksums of its arrays."""
   if not isinstance(step, int) or step < 0:
     raise ValueError(f"step is {step!r}, not a whole number from 0")
   if json.loads(json.dumps(position, allow_nan=False)) != position:
@@ -380,6 +396,13 @@ def _make_record(step, flat, position):
       for name, tree in flat.items()
     },
   }
+
+
+def add_checksums(record: dict, sums: dict):
+  """Adds what `checksums.start` has begun, by tree, to a record."""
+  for name, tree in sums.items():
+    for key, value in checksums.fetch(tree).items():
+      record["trees"][name][key]["checksum"] = value
 
 
 @contextlib.contextmanager

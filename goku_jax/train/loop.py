@@ -28,6 +28,7 @@ from goku_jax.parallel import batch as batches
 from goku_jax.parallel import mesh as meshes
 from goku_jax.parallel import rules
 from goku_jax.train import flow_task, guards, memory, profiling, vae_task
+from goku_jax.train.emergency import Emergency
 from goku_jax.train.goodput import Goodput
 from goku_jax.train.optimizer import make_optimizer
 from goku_jax.train.pace import Pace
@@ -51,6 +52,7 @@ class Run(NamedTuple):
   mesh: jax.sharding.Mesh
   task: Any
   peak: float  # FLOP/s of all devices
+  local: Emergency
   goodput: Goodput
   watchdog: Watchdog
 
@@ -76,8 +78,16 @@ def train(config, workdir, began: float | None = None) -> dict:
   task = TASKS[config.stage](config, mesh)
   try:
     peak = costs.peak_flops()  # may time one device, so outside of the mesh
-    with Watchdog(**config.watchdog) as watchdog, meshes.use(mesh):
-      return _train(Run(config, workdir, mesh, task, peak, goodput, watchdog))
+    with (
+      Watchdog(**config.watchdog) as watchdog,
+      meshes.use(mesh),
+      Emergency(
+        mesh, workdir, **config.emergency, watch=watchdog.watch
+      ) as local,
+    ):
+      return _train(
+        Run(config, workdir, mesh, task, peak, local, goodput, watchdog)
+      )
   finally:
     task.close()
 
@@ -136,6 +146,7 @@ def _train(run):
       )
       with goodput.book("save"):
         ckpt.wait()
+        run.local.remove()
     finally:
       if _writes():
         print(goodput.tell(), flush=True)
@@ -166,6 +177,7 @@ def _to_the_end(run, state, data, batch, compiled, again, ckpt, preempted):
       )
     # Not in the handler, whose error holds the state.
     ckpt.wait()
+    run.local.wait()
     state = None
     state = again()
     first = int(state.step)
@@ -197,7 +209,7 @@ def _init_or_restore(run, tx, rng):
 
   And how its leaves are placed, and the number of its next batch.
   """
-  config, workdir, mesh, task, *_, goodput, watchdog = run
+  config, workdir, mesh, task, _, local, goodput, watchdog = run
   init = lambda rng: init_state(
     task.init_params(rng),
     tx,
@@ -208,8 +220,10 @@ def _init_or_restore(run, tx, rng):
   names = ("verify", "fall_back", "restore_gb")
   how = {k: config.checkpoint[k] for k in names}
   with goodput.book("restore"), watchdog.watch("restore"):
-    folder = checkpoint.folder_of(workdir, config)
-    found = checkpoint.restore(folder, _trees(abstract), **how)
+    trees = _trees(abstract)
+    found = local.restore(trees) or checkpoint.restore(
+      checkpoint.folder_of(workdir, config), trees, **how
+    )
   if not found:
     with goodput.book("compile"):
       state = jax.jit(init, out_shardings=placed)(rng)
@@ -265,7 +279,7 @@ def _loop(run, state, data, batch, compiled, ckpt, preempted):
   Raises:
     guards.DivergedError: the numbers are bad and do not get better.
   """
-  config, workdir, mesh, task, *_, goodput, watchdog = run
+  config, workdir, mesh, task, _, local, goodput, watchdog = run
   first, total = int(state.step), config.total_steps
   passed = batch - first  # batches that the run has left out
   readers = batches.count_readers(mesh)
@@ -285,13 +299,14 @@ def _loop(run, state, data, batch, compiled, ckpt, preempted):
         for every in ("save_every_steps", "show_every_steps")
       )
       save, due = save or stop, _due(config, step)
+      copy = is_new and local.is_due(step) and not save
       ckpt.check()
-      if show or save or due:
+      if show or save or copy or due:
         report.flush()
         if is_last and writers:  # a run that is saved to its end is done
           _draw_curves(workdir)
-        if save:
-          _save(run, ckpt, state, step, step + passed)
+        if save or copy:
+          _save(run, ckpt if save else local, state, step, step + passed)
         # After the save, which what goes wrong here may not cost.
         with goodput.book("evaluation"):
           if show:
@@ -308,10 +323,10 @@ def _loop(run, state, data, batch, compiled, ckpt, preempted):
         return state, report.latest
       began = time.perf_counter()
       with goodput.book("data", report.is_busy), watchdog.watch("data"):
-        local = next(data)
+        read = next(data)
       if step == 0 and writers:
-        _draw_batch(workdir, task.picture(local))
-      placed = batches.place(mesh, local)
+        _draw_batch(workdir, task.picture(read))
+      placed = batches.place(mesh, read)
       pace.add(step, time.perf_counter() - began)
       profile.at(step, state)
       with goodput.book("idle"):
@@ -325,18 +340,18 @@ def _loop(run, state, data, batch, compiled, ckpt, preempted):
         ):
           state, metrics = compiled.advance(state, placed)
         # What other processes read is taken to be as much.
-        work = (readers * amount for amount in task.work(local))
-        report.add(step, metrics, guards.samples_of(local), *work)
+        work = (readers * amount for amount in task.work(read))
+        report.add(step, metrics, guards.samples_of(read), *work)
       goodput.reached(step)
 
 
-def _save(run, ckpt, state, step, batch):
+def _save(run, saver, state, step, batch):
   """Saves a state, unless it would be one that no step comes back from."""
   with run.goodput.book("save"), run.watchdog.watch("save"):
     if not guards.all_finite((state.params, state.ema)):
       told = f"the weights before step {step} are not finite"
       raise guards.DivergedError(told, batch - 1)
-    ckpt.save(step, _trees(state), {"step": step, "batch": batch})
+    saver.save(step, _trees(state), {"step": step, "batch": batch})
   run.goodput.reached(step, at_once=True)
 
 

@@ -34,11 +34,9 @@ import sys
 from collections.abc import Callable
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
-from goku_jax import __version__, checksums, manifest, store
+from goku_jax import __version__, checksums, coordination, manifest, store
 from goku_jax.config import load_config
 from goku_jax.files import plain
 from goku_jax.trees import check_arrays, describe, flatten, read_tree
@@ -101,11 +99,14 @@ class Background:
 class Checkpointer(Background):
   """Saves steps in the background.
 
+  What a run has passed over, as it went on from the step `went_on_from`, it
+  replaces; no other step that is whole.
+
   Args:
     folder: of the steps, see `store.open_folder`.
     keep: how many of the newest steps stay.
     keep_every: steps whose number it divides stay as well; 0: none.
-    best: tells one more step that stays, or None, when asked after a save.
+    best: of the steps that are there, tells one more that stays, or None.
     config: of the run, for the manifest.
     watch: context in which a save is finished, by its name.
     save_gb: GB (1e9 bytes) of each tree that are written at once, at most;
@@ -118,7 +119,7 @@ class Checkpointer(Background):
     *,
     keep: int = 3,
     keep_every: int = 0,
-    best: Callable[[], int | None] = lambda: None,
+    best: Callable[[list[int]], int | None] = lambda steps: None,
     config: dict | None = None,
     watch: Callable = contextlib.nullcontext,
     save_gb: float | None = None,
@@ -129,6 +130,7 @@ class Checkpointer(Background):
       raise UserError(f"keep_every={keep_every}: set 0 (none) or more steps")
     self.folder = store.open_folder(folder)
     self.keep, self.keep_every, self.best = keep, keep_every, best
+    self.went_on_from, self._saves = None, 0
     self.config = plain(config or {})
     # Made at once, so that a folder that cannot be made fails in `save`.
     options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
@@ -172,10 +174,13 @@ class Checkpointer(Background):
     if path.exists():
       try:
         manifest.check(path, manifest.read(path)["files"])
+        is_whole = True
       except manifest.BrokenError:
-        _remove(path)
-      else:
+        is_whole = False
+      since = self.went_on_from
+      if is_whole and (since is None or int(path.name) <= since):
         raise ValueError("it is whole already, and never replaced")
+      _remove(path)
 
   def _commit(self, path, record, sums):
     """Waits for Orbax, then writes the manifest and removes old steps.
@@ -186,16 +191,23 @@ class Checkpointer(Background):
     """
     with _explain_failure(path), self.watch("commit"):
       self._orbax.wait_until_finished()
-      if jax.process_index() == 0:
-        add_checksums(record, sums)
-        manifest.write(path, record)
-        store.settle(self.folder)
-        self._remove_old(int(path.name))
+      self._saves += 1
+      # A save that one process takes for done, all restore from.
+      coordination.by_the_first(
+        f"goku_jax/commit/{path}/{self._saves}",
+        lambda: self._finish(path, record, sums),
+      )
+
+  def _finish(self, path, record, sums):
+    add_checksums(record, sums)
+    manifest.write(path, record)
+    store.settle(self.folder)
+    self._remove_old(int(path.name))
 
   def _remove_old(self, saved):
     whole = whole_steps(self.folder)
     recent = whole[-self.keep :]
-    kept = {saved, self.best(), *recent}
+    kept = {saved, self.best(whole), *recent}
     if self.keep_every:
       kept |= {step for step in whole if step % self.keep_every == 0}
     for name in store.names(self.folder):
@@ -227,6 +239,7 @@ def restore(
   verify: str = "full",
   fall_back: bool = True,
   restore_gb: float | None = None,
+  before: int | None = None,
 ):
   """`(step, trees, position)` of the newest whole step; None if there is none.
 
@@ -242,12 +255,15 @@ def restore(
       "sizes", those of the files.
     fall_back: whether a damaged newest step is passed over with a warning.
     restore_gb: see `trees.read_tree`.
+    before: a step; those before it are preferred to newer ones.
 
   Raises:
     UserError: `step`, or without `fall_back` the newest, is not whole; all
       committed steps are damaged; or the trees saved are not those wanted.
   """
-  found = _restore(folder, abstract, step, verify, fall_back, restore_gb)
+  found = _restore(
+    folder, abstract, step, verify, fall_back, restore_gb, before
+  )
   if found is None:
     return None
   record, trees = found
@@ -283,14 +299,20 @@ def folder_of(workdir, config=None):
 
 
 def _restore(
-  folder, abstract, step, verify="full", fall_back=True, restore_gb=None
+  folder,
+  abstract,
+  step,
+  verify="full",
+  fall_back=True,
+  restore_gb=None,
+  before=None,
 ):
   """The record and the trees of the step to restore, or None."""
   if verify not in VERIFY:
     raise UserError(f"verify={verify!r} is none of {', '.join(VERIFY)}")
   folder = store.open_folder(folder)
   passed, damaged = [], None
-  for number in reversed(_steps(folder)) if step is None else [step]:
+  for number in _candidates(folder, before) if step is None else [step]:
     path = folder / str(number)
     try:
       record, trees = _read_step(path, abstract, verify == "full", restore_gb)
@@ -313,21 +335,27 @@ def _restore(
   return None
 
 
+def _candidates(folder, before):
+  """Steps to try, newest first, the same on all processes."""
+  steps = _steps(folder)[::-1]
+  if before is not None and any(step < before for step in steps):
+    steps = [step for step in steps if step < before]
+  return json.loads(coordination.exchange(json.dumps(steps[:100]))[0])
+
+
 def _read_step(path, abstract, in_full, restore_gb):
   """The record of a step, and its trees that are wanted."""
-  record = manifest.read(path)
-  if record["layout"] != LAYOUT:
-    raise UserError(
-      f"{path} has the layout {record['layout']}; this goku_jax reads {LAYOUT}:"
-      " use the one that wrote it"
-    )
-  files = record["files"]
-  # Beside those of the trees, what Orbax says of them together.
-  needed = [f for f in files if "/" not in f or f.split("/")[0] in abstract]
-  _verify(path, {file: files[file] for file in needed}, in_full)
-  for name, tree in abstract.items():  # all that is wrong, before any reading
-    wanted = flatten(tree, name, is_abstract=True)
-    check_arrays(path, name, record["trees"], wanted)
+  record = error = None
+  try:
+    record = _check_step(path, abstract, in_full)
+  except (manifest.BrokenError, UserError) as found:
+    error = found
+  # No process reads alone what another one has refused.
+  told = coordination.share(error and str(error))
+  if error:
+    raise error
+  if told:
+    raise manifest.BrokenError(told)
   trees = _read_trees(path, abstract, in_full, restore_gb)
   if in_full:
     for name, tree in trees.items():
@@ -356,24 +384,29 @@ def _read_trees(path, abstract, in_full, restore_gb):
     raise manifest.BrokenError(str(error).partition(" [")[0]) from error
 
 
-def _verify(path, files, in_full):
-  """Raises in every process if a file is not as the manifest says.
+def _check_step(path, abstract, in_full):
+  """Its record, once all that this process can see of it is right.
 
   Sizes are for each to see; of the bytes, which are many, each reads a share.
   """
+  record = manifest.read(path)
+  if record["layout"] != LAYOUT:
+    raise UserError(
+      f"{path} has the layout {record['layout']}; this goku_jax reads {LAYOUT}:"
+      " use the one that wrote it"
+    )
+  files = record["files"]
+  # Beside those of the trees, what Orbax says of them together.
+  needed = [f for f in files if "/" not in f or f.split("/")[0] in abstract]
+  files = {name: files[name] for name in sorted(needed)}
   manifest.check(path, files, digests=False)
-  if not in_full:
-    return
-  names = sorted(files)
-  share = names[jax.process_index() :: jax.process_count()]
-  found = manifest.problems(path, {name: files[name] for name in share})
-  first = min(map(names.index, found), default=len(names))
-  if jax.process_count() > 1:
-    first = int(np.min(multihost_utils.process_allgather(np.int32(first))))
-  if first < len(names):
-    name = names[first]
-    line = found.get(name, f"{name} differs from its digest")
-    raise manifest.BrokenError(line)
+  if in_full:
+    share = list(files)[jax.process_index() :: jax.process_count()]
+    manifest.check(path, {name: files[name] for name in share})
+  for name, tree in abstract.items():  # all that is wrong, before any reading
+    wanted = flatten(tree, name, is_abstract=True)
+    check_arrays(path, name, record["trees"], wanted)
+  return record
 
 
 def make_record(step: int, flat: dict, position: dict) -> dict:

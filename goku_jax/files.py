@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import math
 import os
 import pathlib
@@ -80,6 +81,8 @@ def locked(path, taken: str):
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       raise UserError(taken) from None
+    except OSError as error:  # a file system without locks
+      logging.warning("%s cannot be locked: %s", path, error.strerror)
     yield
 
 

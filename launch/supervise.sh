@@ -23,19 +23,18 @@ if [ -n "$dry_run" ]; then
   exit 0
 fi
 
-newest() {
-  local manifest step
-  for manifest in "$workdir"/checkpoints/*/manifest.json; do
-    step=$(basename "$(dirname "$manifest")")
-    [ "$step" = '*' ] || echo "$step"
-  done | sort -n | tail -n 1
+newest() {  # wherever the run keeps them; -1 for none
+  { echo "step -1: whole" && "${command[0]}" -m goku_jax.checkpoint list "$workdir"
+  } 2>/dev/null | sed -n 's/^step \(-\{0,1\}[0-9]*\): whole.*/\1/p' | sort -n |
+    tail -n 1 || true
 }
 
-stopped= failed=0 wait=$seconds
-trap 'stopped=1; kill -TERM $child 2>/dev/null' TERM
+stopped= child= failed=0 wait=$seconds
+trap 'stopped=1; [ -z "$child" ] || kill -TERM $child 2>/dev/null' TERM
 trap stopped=1 INT  # which the job has had as well
 while true; do
   before=$(newest)
+  [ -z "$stopped" ] || exit 75
   "${command[@]}" &
   child=$! status=0
   wait $child || status=$?
@@ -44,7 +43,7 @@ while true; do
   done
   case $status in 0 | 2) exit $status ;; esac
   [ -z "$stopped" ] || exit $status
-  if [ "$(newest)" != "$before" ]; then
+  if [ "$(newest)" -gt "$before" ]; then
     failed=0 wait=$seconds
   else
     failed=$((failed + 1))

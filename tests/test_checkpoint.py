@@ -317,6 +317,16 @@ def test_what_was_wrong_before_it_was_written_is_found(tmp_path, caplog):
   step, got, _ = checkpoint.restore(tmp_path, abstract, verify="sizes")
   assert step == 2
   assert (np.asarray(got["params"]["a"]) != noise).sum() == 1
+  with checkpoint.Checkpointer(tmp_path) as checkpointer:
+    checkpointer.went_on_from = 1  # and so comes to 2 again
+    checkpointer.save(2, trees, {})
+  assert checkpoint.restore(tmp_path, abstract)[0] == 2
+
+
+def test_steps_before_another_are_preferred_if_asked(steps):
+  abstract = abstract_of(make_trees())
+  for before, step in ((31, 30), (30, 20), (11, 10), (10, 30)):
+    assert checkpoint.restore(steps, abstract, before=before)[0] == step
 
 
 # Orbax leaves a coroutine behind when a restore fails.
@@ -346,7 +356,7 @@ def test_the_step_before_a_damaged_one_is_used_if_allowed(steps):
 def test_every_k_steps_and_the_best_are_kept(tmp_path):
   best = iter([None, 1, 1, 4, 4, None])
   with checkpoint.Checkpointer(
-    tmp_path, keep=1, keep_every=3, best=lambda: next(best)
+    tmp_path, keep=1, keep_every=3, best=lambda steps: next(best)
   ) as checkpointer:
     kept = []
     for step in range(1, 7):

@@ -77,7 +77,7 @@ class Results:
     lines.Log(self.folder / NAME).append(json.loads(files.to_json(record)))
     self._draw(suite, step, weights, record["figures"])
 
-  def best(self, figure: str, weights: str) -> int:
+  def best(self, figure: str, weights: str, among=None) -> int:
     """The step with the best value of a figure so far.
 
     Records count that have the weights and settings of the last one of its
@@ -86,6 +86,7 @@ class Results:
     Args:
       figure: SUITE.NAME, the least value of which is best, or max:SUITE.NAME.
       weights: ema or params.
+      among: steps; None is all.
 
     Raises:
       UserError: no record has it, or it is no number.
@@ -96,7 +97,7 @@ class Results:
       r
       for r in self.records()
       if (r["suite"], r["weights"]) == (suite, weights)
-      and r["step"] is not None
+      and (r["step"] is not None if among is None else r["step"] in among)
       and r["figures"].get(name) is not None
     ]
     if not rows:

@@ -228,7 +228,7 @@ def _make_manager(folder, mesh, abstract):
     persistent=ecm.PersistentCheckpointOptions(
       should_save_fn=lambda step, latest: False
     ),
-    replica_axis_index=mesh.axis_names.index("replica"),
+    replica_axis_index=0,  # the first of the axes of parallel.mesh
   )
   return ecm.CheckpointManager(
     folder, persistent, mesh, abstract, options=options

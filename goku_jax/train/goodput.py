@@ -43,7 +43,7 @@ class Goodput:
     self._seconds = dict.fromkeys(KINDS, 0.0)
     self._before = dict.fromkeys(KINDS, 0.0)
     self._doing, self._log, self._rows = "idle", None, []
-    self._written = -math.inf
+    self._written, self._kept, self._step = -math.inf, 0, 0
 
   @contextlib.contextmanager
   def book(self, kind: str, hidden: Callable[[], bool] = lambda: False):
@@ -93,15 +93,22 @@ class Goodput:
       step: that comes next.
       at_once: whether a checkpoint makes it one to go on from.
     """
-    now = time.perf_counter()
+    self._step, now = step, time.perf_counter()
     if at_once or now - self._written >= EVERY_SECONDS:
       self._written = now
       self._switch(self._doing)
       seconds = {kind: round(s, 3) for kind, s in self._seconds.items()}
       row = {"began": self._began, "time": time.time(), "step": step}
-      self._rows.append({**row, "seconds": seconds})
+      row["seconds"] = seconds
+      # Those of checkpoints alone are asked for again.
+      self._rows = [*self._rows[: self._kept], row]
+      self._kept += at_once
       if self._log:
-        self._log.append(self._rows[-1])
+        self._log.append(row)
+
+  def end(self):
+    """Writes the last line of this start."""
+    self.reached(self._step, at_once=True)
 
   def go_back(self, step: int):
     """Books what was trained in this start from a step on as lost."""

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from goku_jax import files, lines
-from goku_jax.typing import UserError
 
 WATCHED = ("loss", "grad_norm")
 
@@ -60,11 +59,14 @@ def all_finite(tree):
 
 
 class DivergedError(Exception):
-  """The numbers are bad and do not get better; `batch` is the last so far."""
+  """The numbers are bad and do not get better.
 
-  def __init__(self, told: str, batch: int):
+  `first` is the first of the bad steps, `batch` the last of their batches.
+  """
+
+  def __init__(self, told: str, first: int, batch: int):
     super().__init__(told)
-    self.batch = batch
+    self.first, self.batch = first, batch
 
 
 class BadSteps:
@@ -72,13 +74,11 @@ class BadSteps:
 
   Args:
     workdir: of the run.
-    most: so many in a row are a `DivergedError`.
+    most: so many in a row are a `DivergedError`; `row` is how many are.
   """
 
   def __init__(self, workdir, most: int):
-    if most < 1:
-      raise UserError(f"guards.bad_steps={most}: set 1 or more")
-    self._most, self._row = most, 0
+    self._most, self.row = most, 0
     folder = pathlib.Path(workdir) / "bad_batches"
     self._path = folder / f"{jax.process_index():04d}.jsonl"
 
@@ -92,17 +92,19 @@ class BadSteps:
       samples: indices in the source by the name of the array that has them.
     """
     if not metrics["skipped"]:
-      self._row = 0
+      self.row = 0
       return
-    self._row += 1
+    self.row += 1
     found = {name: metrics[name] for name in WATCHED}
     told = ", ".join(f"{name} {value:.5g}" for name, value in found.items())
     logging.warning("step %d is skipped: %s; see %s", step, told, self._path)
     row = {"step": step, "batch": batch, **found, "samples": samples}
     lines.Log(self._path).append(files.plain(row))
-    if self._row >= self._most:
+    if self.row >= self._most:
       raise DivergedError(
-        f"{self._row} bad steps in a row, up to step {step}: {told}", batch
+        f"{self.row} bad steps in a row, up to step {step}: {told}",
+        first=step - self.row + 1,
+        batch=batch,
       )
 
 

@@ -7,6 +7,7 @@ often it was stopped.
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import math
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
-from goku_jax import checkpoint, costs, files, job
+from goku_jax import checkpoint, coordination, costs, files, job
 from goku_jax.data import video_io
 from goku_jax.eval import report as reports
 from goku_jax.eval import results
@@ -40,6 +41,8 @@ from goku_jax.typing import UserError
 TASKS = {"flow": flow_task.make_task, "vae": vae_task.make_task}
 TREES = ("params", "ema", "opt_state", "window", "step", "critic")
 LOCK = ".training"
+GUARDS = dict(sigma=0, window=2, bad_steps=1, rollbacks=0, replay_every=0)
+GUARDS |= dict(slow_host=0)
 POSITIVE = ("total_steps", "log_every_steps", "save_every_steps")
 POSITIVE += ("show_every_steps",)
 
@@ -61,7 +64,8 @@ class Compiled(NamedTuple):
   """What the devices do."""
 
   advance: Callable  # state, batch -> state, metrics
-  check: Callable  # step, state, batch -> None, see replay.py
+  is_due: Callable  # step -> whether it is checked, see replay.py
+  check: Callable  # step, state, batch -> None
 
 
 def train(config, workdir, began: float | None = None) -> dict:
@@ -111,6 +115,7 @@ def _train(run):
   key = batches.replicate(mesh, rng)
   compiled = Compiled(
     advance=lambda state, batch: step_fn(state, batch, key),
+    is_due=replay.is_due,
     check=lambda step, *state_and_batch: replay.check(
       step, *state_and_batch, key
     ),
@@ -124,12 +129,13 @@ def _train(run):
     checkpoint.Checkpointer(
       checkpoint.folder_of(workdir, config),
       **how,
-      best=lambda: _best(config, workdir),
+      best=lambda steps: _best(config, workdir, steps),
       config=config.to_dict(),
       watch=watchdog.watch,
     ) as ckpt,
     _locked(workdir),
   ):
+    ckpt.went_on_from = first
     if _writes():  # all else that may refuse has
       task.settle(workdir)
       job.save_config(workdir, config)
@@ -140,7 +146,7 @@ def _train(run):
         return {"step": first, **_last_metrics(workdir)}
       if _writes():
         task.preflight(batch)
-      again = lambda: _init_or_restore(run, tx, rng)[0]
+      again = lambda before: _init_or_restore(run, tx, rng, before)[0]
       state, metrics = _to_the_end(
         run, state, data, batch, compiled, again, ckpt, preempted
       )
@@ -148,6 +154,7 @@ def _train(run):
         ckpt.wait()
         run.local.remove()
     finally:
+      goodput.end()
       if _writes():
         print(goodput.tell(), flush=True)
   # Private, but chex.assert_max_traces counts traces alone: a state that comes
@@ -169,9 +176,9 @@ def _to_the_end(run, state, data, batch, compiled, again, ckpt, preempted):
         raise FloatingPointError(
           f"{error}; going back did not help, or guards.rollbacks is 0"
         ) from error
-      batch = error.batch + 1
+      batch, before = error.batch + 1, error.first
       logging.warning(
-        "%s: going back to the newest checkpoint, and on from batch %d",
+        "%s: going back to the last good checkpoint, and on from batch %d",
         error,
         batch,
       )
@@ -179,10 +186,11 @@ def _to_the_end(run, state, data, batch, compiled, again, ckpt, preempted):
     ckpt.wait()
     run.local.wait()
     state = None
-    state = again()
-    first = int(state.step)
+    state = again(before)
+    first = ckpt.went_on_from = int(state.step)
     data = task.batches(batch, config.total_steps - first)
     goodput.go_back(first)
+    run.watchdog.forget()
     left -= 1
 
 
@@ -192,19 +200,17 @@ def _check(config):
   for name in POSITIVE:
     if config[name] < 1:
       raise UserError(f"{name}={config[name]}: set 1 or more")
-  if config.guards.rollbacks < 0:
-    raise UserError(
-      f"guards.rollbacks={config.guards.rollbacks}: set 0 or more"
-    )
-  if config.guards.window < 2:
-    raise UserError(
-      f"guards.window={config.guards.window}: set 2 steps or more"
-    )
+  for name, least in GUARDS.items():
+    if config.guards[name] < least:
+      value = config.guards[name]
+      raise UserError(f"guards.{name}={value}: set {least} or more")
+  if 0 < config.guards.slow_host <= 1:
+    raise UserError("guards.slow_host: set more than 1, or 0 for none")
   if not 0 <= config.ema_decay < 1:
     raise UserError(f"ema_decay={config.ema_decay}: set 0 or more, below 1")
 
 
-def _init_or_restore(run, tx, rng):
+def _init_or_restore(run, tx, rng, before=None):
   """The state of the newest whole checkpoint, or the initial one.
 
   And how its leaves are placed, and the number of its next batch.
@@ -218,10 +224,12 @@ def _init_or_restore(run, tx, rng):
   )
   abstract, placed = rules.lay_out(mesh, init, rng)
   names = ("verify", "fall_back", "restore_gb")
-  how = {k: config.checkpoint[k] for k in names}
+  how = {k: config.checkpoint[k] for k in names} | {"before": before}
   with goodput.book("restore"), watchdog.watch("restore"):
     trees = _trees(abstract)
-    found = local.restore(trees) or checkpoint.restore(
+    # A copy on the hosts is newer than what is gone back to.
+    found = before is None and local.restore(trees)
+    found = found or checkpoint.restore(
       checkpoint.folder_of(workdir, config), trees, **how
     )
   if not found:
@@ -252,7 +260,10 @@ def _preemption():
   several = jax.process_count() > 1
   with job.preemption(several) as preempted:
     if several:
-      yield multihost_utils.reached_preemption_sync_point
+      # JAX expects a count without gaps, which steps of a resumed run are not.
+      calls = itertools.count(1)
+      reached = multihost_utils.reached_preemption_sync_point
+      yield lambda step: reached(next(calls))
     else:
       yield lambda step: preempted()
 
@@ -279,7 +290,7 @@ def _loop(run, state, data, batch, compiled, ckpt, preempted):
   Raises:
     guards.DivergedError: the numbers are bad and do not get better.
   """
-  config, workdir, mesh, task, _, local, goodput, watchdog = run
+  config, workdir, mesh, task, *_, goodput, watchdog = run
   first, total = int(state.step), config.total_steps
   passed = batch - first  # batches that the run has left out
   readers = batches.count_readers(mesh)
@@ -292,47 +303,28 @@ def _loop(run, state, data, batch, compiled, ckpt, preempted):
     report = Reporter(run, writers, progress, first, passed)
     pace = Pace(workdir, config.guards.slow_host)
     for step in range(first, total + 1):
-      is_last, is_new = step == total, step > first
-      stop = is_new and not is_last and preempted(step)
-      save, show = (
-        is_last or (is_new and step % config[every] == 0)
-        for every in ("save_every_steps", "show_every_steps")
-      )
-      save, due = save or stop, _due(config, step)
-      copy = is_new and local.is_due(step) and not save
+      turn = _turn(run, preempted, first, step)
       ckpt.check()
-      if show or save or copy or due:
-        report.flush()
-        if is_last and writers:  # a run that is saved to its end is done
-          _draw_curves(workdir)
-        if save or copy:
-          _save(run, ckpt if save else local, state, step, step + passed)
-        # After the save, which what goes wrong here may not cost.
-        with goodput.book("evaluation"):
-          if show:
-            _show(workdir, task, state, step, writers)
-          _evaluate(run, state, due)
-        if writers:
-          writers.write_board(step, "goodput", goodput.shares())
-        report.restart_clock()
-      if stop:
-        with goodput.book("save"):
-          ckpt.wait()
+      if any(turn):
+        _pause(run, ckpt, report, writers, state, step, step + passed, turn)
+      if turn.stop:
         raise job.Preempted(f"saved at step {step}; run it again to go on")
-      if is_last:
+      if turn.is_last:
         return state, report.latest
       began = time.perf_counter()
       with goodput.book("data", report.is_busy), watchdog.watch("data"):
         read = next(data)
+        placed = batches.place(mesh, read)
       if step == 0 and writers:
         _draw_batch(workdir, task.picture(read))
-      placed = batches.place(mesh, read)
       pace.add(step, time.perf_counter() - began)
       profile.at(step, state)
-      with goodput.book("idle"):
-        compiled.check(step, state, placed)
-      kind = "step" if is_new else "compile"
       with memory.explained(config, mesh, state, placed):
+        if compiled.is_due(step):
+          with goodput.book("idle"), watchdog.watch("replay"):
+            compiled.check(step, state, placed)
+          report.restart_clock()
+        kind = "step" if step > first else "compile"
         with (
           goodput.book(kind),
           watchdog.watch(kind),
@@ -345,24 +337,77 @@ def _loop(run, state, data, batch, compiled, ckpt, preempted):
       goodput.reached(step)
 
 
+class Turn(NamedTuple):
+  """What is due before a step."""
+
+  is_last: bool  # and no step comes after
+  stop: bool  # asked for from outside
+  save: bool
+  copy: bool  # to the hosts' own disks
+  show: bool
+  suites: list[str]  # that judge
+
+
+def _turn(run, preempted, first, step) -> Turn:
+  """Decides it, the same on all processes."""
+  config = run.config
+  is_last, is_new = step == config.total_steps, step > first
+  stop = is_new and not is_last and preempted(step)
+  save, show = (
+    is_last or (is_new and step % config[every] == 0)
+    for every in ("save_every_steps", "show_every_steps")
+  )
+  copy = is_new and run.local.is_due(step)
+  if stop:  # at once: what else is due comes when the run goes on
+    return Turn(is_last, stop, True, False, False, [])
+  return Turn(is_last, stop, save, copy and not save, show, _due(config, step))
+
+
+def _pause(run, ckpt, report, writers, state, step, batch, turn):
+  """Does what is due before a step."""
+  report.flush()
+  if turn.is_last and writers:  # a run that is saved to its end is done
+    _draw_curves(run.workdir)
+  # Amid bad steps the weights may be what is bad.
+  wanted = turn.stop or turn.is_last or not report.bad.row
+  if wanted and (turn.save or turn.copy):
+    _save(run, ckpt if turn.save else run.local, state, step, batch)
+  if turn.stop:
+    with run.goodput.book("save"):
+      ckpt.wait()
+    return
+  # After the save, which what goes wrong here may not cost.
+  with run.goodput.book("evaluation"):
+    if turn.show:
+      _show(run.workdir, run.task, state, step, writers)
+    _evaluate(run, state, turn.suites)
+    if turn.show or turn.suites:  # of which the first process does more
+      coordination.meet(f"goku_jax/shown/{batch}")
+  if writers:
+    writers.write_board(step, "goodput", run.goodput.shares())
+  report.restart_clock()
+
+
 def _save(run, saver, state, step, batch):
   """Saves a state, unless it would be one that no step comes back from."""
+  trees = _trees(state)
+  numbers = {name: tree for name, tree in trees.items() if name != "window"}
   with run.goodput.book("save"), run.watchdog.watch("save"):
-    if not guards.all_finite((state.params, state.ema)):
-      told = f"the weights before step {step} are not finite"
-      raise guards.DivergedError(told, batch - 1)
+    if not guards.all_finite(numbers):
+      told = f"the state before step {step} is not finite"
+      raise guards.DivergedError(told, step, batch - 1)
     saver.save(step, _trees(state), {"step": step, "batch": batch})
   run.goodput.reached(step, at_once=True)
 
 
-def _best(config, workdir):
+def _best(config, workdir, steps):
   """The step that `checkpoint.keep_best` means, if there is one yet."""
   figure = config.checkpoint.keep_best
   if not figure:
     return None
   records = results.Results(workdir / "evals" / reports.IN_TRAINING)
   try:
-    return records.best(figure, "ema")
+    return records.best(figure, "ema", steps)
   except UserError:
     return None
 

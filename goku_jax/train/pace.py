@@ -19,11 +19,7 @@ import time
 
 import jax
 
-# JAX shows its coordination service to nobody.
-from jax._src import distributed
-
-from goku_jax import lines
-from goku_jax.typing import UserError
+from goku_jax import coordination, lines
 
 KEY = "goku_jax/pace"
 EVERY_SECONDS = 30.0
@@ -39,11 +35,9 @@ class Pace:
   """
 
   def __init__(self, workdir, limit: float, least_seconds: float = 0.05):
-    if limit and limit <= 1:
-      raise UserError(f"slow_host={limit}: set more than 1, or 0 for none")
     self._path = pathlib.Path(workdir) / "hosts.jsonl"
     self._limit, self._least = limit, least_seconds
-    self._client = distributed.global_state.client
+    self._client = coordination.client()
     self._own, self._told = [], time.monotonic()
 
   def add(self, step: int, seconds: float):

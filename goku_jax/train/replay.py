@@ -41,10 +41,12 @@ class Replay:
     self._replay = jax.jit(lambda *args: own(step(*args)[0].params))
     self._copies = jax.jit(own)
 
+  def is_due(self, step: int) -> bool:
+    """Whether the devices are compared before a step."""
+    return self._every > 0 and step > 0 and step % self._every == 0
+
   def check(self, step: int, state, batch, rng):
-    """Raises `CorruptionError` in every process if a device errs at a step."""
-    if not self._every or step == 0 or step % self._every:
-      return
+    """Raises `CorruptionError` in every process if a device errs."""
     shapes = [x.shape for x in jax.tree.leaves(state.params)]
     odd = odd_copies(self._shardings, shapes, self._copies(state.params))
     told = "holds other parameters than the devices with the same part"
@@ -54,9 +56,11 @@ class Replay:
       rows = (one != two).any(axis=1)
       odd = [d for d, differs in zip(devices, rows, strict=True) if differs]
       told = "computed the same step twice and got two results"
+      if len(odd) > 1:  # what one device errs, gradients bring to all
+        told += ", or one of them did"
     if odd:
       named = ", ".join(f"{d} of process {d.process_index}" for d in odd)
-      raise CorruptionError(f"step {step}: {named} {told}: leave it out")
+      raise CorruptionError(f"step {step}: {named} {told}")
 
 
 def own_checksums(shardings, tree):

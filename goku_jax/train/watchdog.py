@@ -19,13 +19,12 @@ import time
 import jax
 import numpy as np
 
-# JAX shows its coordination service to nobody.
-from jax._src import distributed
-
+from goku_jax import coordination
 from goku_jax.typing import UserError
 
 STATUS = 70  # EX_SOFTWARE
 KEY = "goku_jax/hang"
+LISTEN_SECONDS = 3.0
 KNOWN = 5  # so many times something was done, before its deadline is its own
 REMEMBERED = 1000
 
@@ -60,7 +59,7 @@ class Watchdog:
       lambda: collections.deque(maxlen=REMEMBERED)
     )
     self._since = {}  # name -> when it began
-    self._ended = threading.Event()
+    self._ended, self._heard = threading.Event(), None
     self._every = min(1.0, least_seconds / 4)
 
   def __enter__(self):
@@ -88,18 +87,32 @@ class Watchdog:
       return max(self._first, self._least)
     return max(self._least, self._factor * float(np.percentile(took, 99)))
 
+  def forget(self):
+    """Lets everything take as long as the first time again."""
+    self._took.clear()
+
   def _run(self):
-    client = distributed.global_state.client  # None where there is one process
+    threading.Thread(target=self._listen, name="listen", daemon=True).start()
     while not self._ended.wait(self._every):
-      if told := self._late():
-        _say_to_all(client, told)
-      elif told := _hear(client):
-        pass
-      else:
-        continue
+      if told := self._late() or self._heard:
+        self._end(told)
+
+  def _listen(self):
+    """Asks the service, which may hang as well: in a thread of its own."""
+    client = coordination.client()
+    while client and not self._ended.wait(LISTEN_SECONDS):
+      with contextlib.suppress(jax.errors.JaxRuntimeError):  # nothing is told
+        self._heard = client.key_value_try_get(KEY)
+
+  def _end(self, told):
+    try:
       print(f"watchdog: {told}; the stacks here:", file=sys.stderr, flush=True)
       faulthandler.dump_traceback(all_threads=True)
-      time.sleep(self._grace)
+      threading.Thread(target=_say_to_all, args=(told,), daemon=True).start()
+      # The first one takes the service along, without which JAX ends the rest.
+      is_first = jax.process_index() == 0
+      time.sleep(self._grace + (3 * LISTEN_SECONDS if is_first else 0))
+    finally:
       os._exit(STATUS)  # a thread that hangs lets no other way through
 
   def _late(self):
@@ -113,17 +126,7 @@ class Watchdog:
     return None
 
 
-def _say_to_all(client, told):
-  if client:
+def _say_to_all(told):
+  if client := coordination.client():
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # said already
       client.key_value_set(KEY, told)
-
-
-def _hear(client):
-  """What another process has said, if anything."""
-  if not client:
-    return None
-  try:
-    return client.key_value_try_get(KEY)
-  except jax.errors.JaxRuntimeError:  # nothing, or the service is gone
-    return None

@@ -28,21 +28,23 @@ def judge(window: dict, metrics: dict, sigma: float):
   """Whether a step is good, and the window after it.
 
   A spike is more than `sigma` standard deviations above the mean of a window
-  that is full; the rule of OLMo 2 (arXiv 2501.00656) and MaxText.
+  that is full; the rule of OLMo-core's optimizers. It enters the window as
+  well, so that numbers which stay higher are good again in time.
 
   Args:
-    window: of the last good steps, float32 [size] each.
+    window: of the last finite steps, float32 [size] each.
     metrics: of this step; what is watched are float32 scalars.
     sigma: 0 lets every finite step pass.
   """
   values = {name: metrics[name].astype(jnp.float32) for name in WATCHED}
-  is_good = jnp.all(jnp.isfinite(jnp.stack(list(values.values()))))
+  is_finite = jnp.all(jnp.isfinite(jnp.stack(list(values.values()))))
+  is_good = is_finite
   for name, value in values.items():
     if sigma:  # what compares with NaN, of a window not full, is false
       limit = window[name].mean() + sigma * window[name].std()
       is_good &= ~(value > limit)
   moved = {k: jnp.append(window[k][1:], values[k]) for k in WATCHED}
-  return is_good, select(is_good, moved, window)
+  return is_good, select(is_finite, moved, window)
 
 
 def select(is_good, new, old):

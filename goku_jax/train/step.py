@@ -24,7 +24,7 @@ class TrainState:
   params: Any
   ema: Any  # moving average of params, which sampling uses
   opt_state: Any
-  window: Any  # of the last good steps, see guards.py
+  window: Any  # of the last finite steps, see guards.py
   # Parameters and `opt_state` of an opponent, where there is one.
   critic: Any = None
 

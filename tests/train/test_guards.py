@@ -1,0 +1,42 @@
+"""Which steps are bad, by their own numbers and by those before them."""
+
+import jax
+import numpy as np
+
+from goku_jax.train import guards
+
+SIGMA = 6.0
+
+
+def judge_all(losses, size=4, sigma=SIGMA):
+  """Whether each step of a run is good, and the window after the last."""
+  judge, window = (
+    jax.jit(guards.judge, static_argnums=2),
+    guards.init_window(size),
+  )
+  good = []
+  for loss in losses:
+    metrics = {"loss": np.float32(loss), "grad_norm": np.float32(1)}
+    is_good, window = judge(window, metrics, sigma)
+    good.append(bool(is_good))
+  return good, np.asarray(window["loss"]).tolist()
+
+
+def test_a_spike_is_bad_once_the_window_is_full():
+  assert judge_all([1, 2, 1, 100])[0] == [True] * 4
+  assert judge_all([1, 2, 1, 2, 100])[0] == [True] * 4 + [False]
+  assert judge_all([1, 2, 1, 2, 100], sigma=0.0)[0] == [True] * 5
+
+
+def test_a_fall_is_no_spike():
+  assert judge_all([1, 2, 1, 2, -100])[0] == [True] * 5
+
+
+def test_numbers_that_stay_higher_are_good_again():
+  assert judge_all([1, 2, 1, 2, 100, 100])[0][-2:] == [False, True]
+
+
+def test_what_is_not_finite_is_bad_and_leaves_the_window_as_it_was():
+  good, window = judge_all([1, 2, 1, 2, np.nan, np.inf, -np.inf])
+  assert good == [True] * 4 + [False] * 3
+  assert window == [1, 2, 1, 2]

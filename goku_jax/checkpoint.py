@@ -192,15 +192,22 @@ class Checkpointer(Background):
     with _explain_failure(path), self.watch("commit"):
       self._orbax.wait_until_finished()
       self._saves += 1
+      key = f"goku_jax/commit/{path}/{self._saves}"
+      describe = lambda: coordination.spread(
+        f"{key}/files",
+        lambda: list(store.sizes(path)),
+        lambda names: manifest.describe_files(path, names),
+      )
+      if jax.process_index():
+        describe()
       # A save that one process takes for done, all restore from.
       coordination.by_the_first(
-        f"goku_jax/commit/{path}/{self._saves}",
-        lambda: self._finish(path, record, sums),
+        key, lambda: self._finish(path, record, describe(), sums)
       )
 
-  def _finish(self, path, record, sums):
+  def _finish(self, path, record, files, sums):
     add_checksums(record, sums)
-    manifest.write(path, record)
+    manifest.write(path, record, files)
     store.settle(self.folder)
     self._remove_old(int(path.name))
 

@@ -64,6 +64,42 @@ def by_the_first(key: str, act):
     raise RuntimeError(told)
 
 
+def spread(key: str, list_items, act) -> dict | None:
+  """What all processes make of the items, a share each; None but on the first.
+
+  Args:
+    key: that no other call has.
+    list_items: gives the items, as JSON has them; the first calls it.
+    act: of a share of the items, returns a dict, as JSON has it.
+
+  Raises:
+    RuntimeError: in the first, with what another one met, which goes on.
+  """
+  count, index = jax.process_count(), jax.process_index()
+  if count == 1:
+    return act(list_items())
+  told = lambda name: json.loads(
+    client().blocking_key_value_get(f"{key}/{name}", PATIENCE_MS)
+  )
+  tell = lambda name, x: client().key_value_set(f"{key}/{name}", json.dumps(x))
+  if index:
+    try:
+      found = act(told("items")[index::count])
+      tell(index, {"found": found})
+    except Exception as error:
+      tell(index, {"error": f"process {index}: {error}"})
+    return None
+  items = list_items()
+  tell("items", items)
+  found = act(items[::count])
+  for other in map(told, range(1, count)):
+    if "error" in other:
+      raise RuntimeError(other["error"])
+    found |= other["found"]
+  client().key_value_delete(key)  # the service would keep it
+  return found
+
+
 def meet(key: str):
   """Returns in every process once all have called it with a key of its own."""
   if jax.process_count() > 1:

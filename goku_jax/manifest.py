@@ -29,17 +29,21 @@ class BrokenError(ValueError):
   """A folder that is not whole: the message names the file and what it has."""
 
 
-def write(folder, record: dict):
+def write(folder, record: dict, files: dict | None = None):
   """Makes `folder` whole: digests of its files, `record`, then the manifest.
 
   Everything is on the disk before the manifest is, so a folder that is whole
   stays so through a power cut.
+
+  Args:
+    folder: with all its files.
+    record: as JSON has it.
+    files: what `describe_files` says of all of them; None: it is asked.
   """
   folder = epath.Path(folder)
-  names = list(store.sizes(folder))
-  with concurrent.futures.ThreadPoolExecutor() as pool:
-    entries = list(pool.map(lambda name: describe(folder / name), names))
-  record = {"files": dict(zip(names, entries, strict=True)), **record}
+  if files is None:
+    files = describe_files(folder, store.sizes(folder))
+  record = {"files": dict(sorted(files.items())), **record}
   body = json.dumps(record, indent=2, allow_nan=False).removeprefix("{") + "\n"
   store.write(folder / NAME, (_head(body) + body).encode())
 
@@ -92,6 +96,14 @@ def problems(folder, files: dict, *, digests=True) -> dict[str, str]:
   with concurrent.futures.ThreadPoolExecutor() as pool:
     lines = zip(files, pool.map(problem, files), strict=True)
     return {name: line for name, line in lines if line}
+
+
+def describe_files(folder, names) -> dict[str, dict]:
+  """Size and digest of some files below a folder, by name."""
+  folder, names = epath.Path(folder), list(names)
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    entries = pool.map(lambda name: describe(folder / name), names)
+    return dict(zip(names, entries, strict=True))
 
 
 def describe(path) -> dict:

@@ -92,6 +92,7 @@ def kill_in_save(folder, delay):
   return whole
 
 
+@pytest.mark.slow
 def test_kill_in_mid_save_loses_no_whole_step(tmp_path):
   rng = random.Random(0)
   abstract = {

@@ -38,6 +38,7 @@ def test_a_mistake_is_not_tried_again(tmp_path):
   assert err.count("unknown config key 'seeed'") == 1
 
 
+@pytest.mark.slow
 def test_a_job_that_comes_no_further_is_given_up(tmp_path):
   job = ("--", *TRAIN, f"--workdir={tmp_path}")
   broken = {"JAX_PLATFORMS": "none_that_is_there"}  # a crash at the start

@@ -79,21 +79,18 @@ def train(config, workdir, began: float | None = None) -> dict:
   _check(config)
   goodput, workdir = Goodput(began), pathlib.Path(workdir)
   mesh = meshes.make_mesh(**config.mesh)
-  task = TASKS[config.stage](config, mesh)
-  try:
+  with contextlib.ExitStack() as stack:
+    watchdog = stack.enter_context(Watchdog(**config.watchdog))
+    task = TASKS[config.stage](config, mesh)
+    stack.callback(task.close)
     peak = costs.peak_flops()  # may time one device, so outside of the mesh
-    with (
-      Watchdog(**config.watchdog) as watchdog,
-      meshes.use(mesh),
-      Emergency(
-        mesh, workdir, **config.emergency, watch=watchdog.watch
-      ) as local,
-    ):
-      return _train(
-        Run(config, workdir, mesh, task, peak, local, goodput, watchdog)
-      )
-  finally:
-    task.close()
+    stack.enter_context(meshes.use(mesh))
+    local = stack.enter_context(
+      Emergency(mesh, workdir, **config.emergency, watch=watchdog.watch)
+    )
+    return _train(
+      Run(config, workdir, mesh, task, peak, local, goodput, watchdog)
+    )
 
 
 def _train(run):
@@ -331,9 +328,10 @@ def _loop(run, state, data, batch, compiled, ckpt, preempted):
           jax.transfer_guard("disallow"),
         ):
           state, metrics = compiled.advance(state, placed)
-        # What other processes read is taken to be as much.
-        work = (readers * amount for amount in task.work(read))
-        report.add(step, metrics, guards.samples_of(read), *work)
+        with goodput.book("idle", report.is_busy):
+          # What other processes read is taken to be as much.
+          work = (readers * amount for amount in task.work(read))
+          report.add(step, metrics, guards.samples_of(read), *work)
       goodput.reached(step)
 
 

@@ -5,12 +5,15 @@ all wait for it. So each process has a thread that knows since when it does what
 it does, and how long that took before. Past a deadline it writes the stacks to
 stderr and ends the process with status 70; the scheduler starts it again. The
 others learn of it through JAX's coordination service, not by a collective, and
-do the same.
+do the same. Where one process fails with an error they would wait for it as
+well, and end with its status.
 """
 
+import atexit
 import collections
 import contextlib
 import faulthandler
+import json
 import os
 import sys
 import threading
@@ -23,14 +26,15 @@ from goku_jax import coordination
 from goku_jax.typing import UserError
 
 STATUS = 70  # EX_SOFTWARE
-KEY = "goku_jax/hang"
+FAILED = 1
+KEY = "goku_jax/ends"
 LISTEN_SECONDS = 3.0
 KNOWN = 5  # so many times something was done, before its deadline is its own
 REMEMBERED = 1000
 
 
 class Watchdog:
-  """Watches what is done `with watchdog.watch(name)`.
+  """Watches what is done `with watchdog.watch(name)`, and all of a run.
 
   Args:
     factor: of the 99th percentile of how long it took; 0 watches nothing.
@@ -67,8 +71,14 @@ class Watchdog:
       threading.Thread(target=self._run, name="watchdog", daemon=True).start()
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, kind, error, traceback):
     self._ended.set()
+    if self._factor and isinstance(error, Exception) and coordination.client():
+      status = 2 if isinstance(error, UserError) else FAILED
+      told = f"process {jax.process_index()} failed: {kind.__name__}: {error}"
+      _say_to_all(told, status)
+      # Else JAX waits for the others at the exit, for five minutes.
+      atexit.register(_leave, status, others_first=True)
 
   @contextlib.contextmanager
   def watch(self, name: str):
@@ -94,8 +104,10 @@ class Watchdog:
   def _run(self):
     threading.Thread(target=self._listen, name="listen", daemon=True).start()
     while not self._ended.wait(self._every):
-      if told := self._late() or self._heard:
-        self._end(told)
+      if late := self._late():
+        self._end(late, STATUS)
+      elif self._heard:
+        self._end(**json.loads(self._heard))
 
   def _listen(self):
     """Asks the service, which may hang as well: in a thread of its own."""
@@ -104,16 +116,19 @@ class Watchdog:
       with contextlib.suppress(jax.errors.JaxRuntimeError):  # nothing is told
         self._heard = client.key_value_try_get(KEY)
 
-  def _end(self, told):
+  def _end(self, told, status):
     try:
       print(f"watchdog: {told}; the stacks here:", file=sys.stderr, flush=True)
       faulthandler.dump_traceback(all_threads=True)
-      threading.Thread(target=_say_to_all, args=(told,), daemon=True).start()
-      # The first one takes the service along, without which JAX ends the rest.
-      is_first = jax.process_index() == 0
-      time.sleep(self._grace + (3 * LISTEN_SECONDS if is_first else 0))
+      say = threading.Thread(target=_say_to_all, args=(told, status))
+      say.daemon = True  # the service may hang as well
+      say.start()
+      if status == STATUS:
+        time.sleep(self._grace)
     finally:
-      os._exit(STATUS)  # a thread that hangs lets no other way through
+      # A thread that hangs lets no other way through. The first one takes the
+      # service along, without which JAX ends the rest without a word.
+      _leave(status, others_first=jax.process_index() == 0)
 
   def _late(self):
     now = time.monotonic()
@@ -126,7 +141,16 @@ class Watchdog:
     return None
 
 
-def _say_to_all(told):
+def _say_to_all(told, status):
   if client := coordination.client():
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # said already
-      client.key_value_set(KEY, told)
+      client.key_value_set(KEY, json.dumps({"told": told, "status": status}))
+
+
+def _leave(status, others_first):
+  """Ends this process at once, or once the others have heard why."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if others_first and coordination.client():
+    time.sleep(3 * LISTEN_SECONDS)
+  os._exit(status)

@@ -82,7 +82,13 @@ def refused(name, run, out, settings, match):
   assert files_of(out) == before
 
 
-@pytest.mark.parametrize("name", sorted(READERS))
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=[pytest.mark.slow] * (COUNTS[name] > 8))
+    for name in sorted(READERS)
+  ],
+)
 def test_a_benchmark_that_was_stopped_goes_on_to_the_same_files(
   run, tmp_path, vbench_wheel, name
 ):

@@ -1,12 +1,12 @@
 """Every form of the convolution is the same sum."""
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from goku_jax.models import conv
+from tests import runs
 
 
 @pytest.mark.parametrize("taps", [1, 3, 7])
@@ -17,7 +17,7 @@ def test_any_number_of_taps_is_one_sum(taps):
     got = conv.sum_of_planes(x, kernel, stride, precision="highest")
     wanted = conv.volume(x, kernel, stride, precision="highest")
     assert got.shape[1] == -(-(10 - taps) // stride)
-    chex.assert_trees_all_close(got, wanted, rtol=1e-4, atol=1e-5)
+    runs.assert_near(got, wanted, 1e-5)
 
 
 @pytest.mark.parametrize("side", [3, 4])
@@ -32,9 +32,7 @@ def test_the_sum_of_planes_is_the_volume(shape, stride, side):
     loss = lambda x, kernel: jnp.sum(jnp.sin(forward(x, kernel)))
     return forward(x, kernel), jax.grad(loss, (0, 1))(x, kernel)
 
-  chex.assert_trees_all_close(
-    run(conv.sum_of_planes), run(conv.volume), rtol=1e-4, atol=1e-5
-  )
+  runs.assert_near(run(conv.sum_of_planes), run(conv.volume), 1e-5)
 
 
 def test_a_cpu_computes_the_sum_of_planes():

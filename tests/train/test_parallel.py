@@ -37,6 +37,10 @@ STRATEGIES = {  # axes of the mesh, the ring, and heads of the model
 }
 
 
+# What others hold as well, each for itself.
+SLOW = ("replica", "ulysses", "ring", "ulysses, odd heads")
+
+
 @pytest.fixture(scope="module")
 def batch():
   """Eight packs of images and clips, one of them empty."""
@@ -86,7 +90,13 @@ def alone(batch):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW))
+    for name in STRATEGIES
+  ],
+)
 def test_three_steps_are_those_of_one_device(name, batch, alone):
   axes, ring, num_heads = STRATEGIES[name]
   expected, after = alone(num_heads)

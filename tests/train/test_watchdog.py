@@ -29,7 +29,9 @@ with Watchdog(
 """
 
 
-@pytest.mark.parametrize(("first", "times"), [(600, 5), (1, 0)])
+@pytest.mark.parametrize(
+  ("first", "times"), [(600, 5), pytest.param(1, 0, marks=pytest.mark.slow)]
+)
 def test_a_hang_ends_with_the_stacks_of_all_threads(first, times):
   done = subprocess.run(
     [sys.executable, "-c", HANG, str(first), str(times)],

@@ -198,7 +198,7 @@ class Checkpointer(Background):
         lambda: list(store.sizes(path)),
         lambda names: manifest.describe_files(path, names),
       )
-      if jax.process_index():
+      if jax.process_index():  # its share, before it waits for the first
         describe()
       # A save that one process takes for done, all restore from.
       coordination.by_the_first(

@@ -79,18 +79,20 @@ def train(config, workdir, began: float | None = None) -> dict:
   _check(config)
   goodput, workdir = Goodput(began), pathlib.Path(workdir)
   mesh = meshes.make_mesh(**config.mesh)
-  with contextlib.ExitStack() as stack:
-    watchdog = stack.enter_context(Watchdog(**config.watchdog))
-    task = TASKS[config.stage](config, mesh)
-    stack.callback(task.close)
+  with (
+    Watchdog(**config.watchdog) as watchdog,
+    contextlib.closing(TASKS[config.stage](config, mesh)) as task,
+  ):
     peak = costs.peak_flops()  # may time one device, so outside of the mesh
-    stack.enter_context(meshes.use(mesh))
-    local = stack.enter_context(
-      Emergency(mesh, workdir, **config.emergency, watch=watchdog.watch)
-    )
-    return _train(
-      Run(config, workdir, mesh, task, peak, local, goodput, watchdog)
-    )
+    with (
+      meshes.use(mesh),
+      Emergency(
+        mesh, workdir, **config.emergency, watch=watchdog.watch
+      ) as local,
+    ):
+      return _train(
+        Run(config, workdir, mesh, task, peak, local, goodput, watchdog)
+      )
 
 
 def _train(run):

@@ -76,7 +76,8 @@ class Watchdog:
     if self._factor and isinstance(error, Exception) and coordination.client():
       status = 2 if isinstance(error, UserError) else FAILED
       told = f"process {jax.process_index()} failed: {kind.__name__}: {error}"
-      _say_to_all(told, status)
+      # What ends another one may be all that this one failed of.
+      status = _say_to_all(told, status)
       # Else JAX waits for the others at the exit, for five minutes.
       atexit.register(_leave, status, others_first=True)
 
@@ -125,10 +126,11 @@ class Watchdog:
       say.start()
       if status == STATUS:
         time.sleep(self._grace)
-    finally:
-      # A thread that hangs lets no other way through. The first one takes the
-      # service along, without which JAX ends the rest without a word.
+      # The first one takes the service along, without which JAX ends the rest
+      # without a word.
       _leave(status, others_first=jax.process_index() == 0)
+    finally:
+      os._exit(status)  # a thread that hangs lets no other way through
 
   def _late(self):
     now = time.monotonic()
@@ -141,10 +143,16 @@ class Watchdog:
     return None
 
 
-def _say_to_all(told, status):
-  if client := coordination.client():
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # said already
-      client.key_value_set(KEY, json.dumps({"told": told, "status": status}))
+def _say_to_all(told, status) -> int:
+  """Tells why a process ends; returns the status of who said so first."""
+  client = coordination.client()
+  if client is None:
+    return status
+  with contextlib.suppress(jax.errors.JaxRuntimeError):  # said already
+    client.key_value_set(KEY, json.dumps({"told": told, "status": status}))
+  with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody hears
+    status = json.loads(client.key_value_try_get(KEY))["status"]
+  return status
 
 
 def _leave(status, others_first):

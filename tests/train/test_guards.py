@@ -10,11 +10,8 @@ SIGMA = 6.0
 
 def judge_all(losses, size=4, sigma=SIGMA):
   """Whether each step of a run is good, and the window after the last."""
-  judge, window = (
-    jax.jit(guards.judge, static_argnums=2),
-    guards.init_window(size),
-  )
-  good = []
+  judge = jax.jit(guards.judge, static_argnums=2)
+  good, window = [], guards.init_window(size)
   for loss in losses:
     metrics = {"loss": np.float32(loss), "grad_norm": np.float32(1)}
     is_good, window = judge(window, metrics, sigma)

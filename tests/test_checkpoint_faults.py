@@ -220,7 +220,7 @@ def test_a_slow_disk_holds_up_no_step(tmp_path, monkeypatch):
 
 
 def test_a_failed_save_is_told_before_the_next_one(tmp_path, monkeypatch):
-  def fail(path, record):
+  def fail(path, record, files):
     raise OSError("the disk is gone")
 
   monkeypatch.setattr(checkpoint.manifest, "write", fail)
@@ -268,9 +268,9 @@ def test_a_folder_removed_under_a_commit_raises(tmp_path, monkeypatch):
   folder = tmp_path / "checkpoints"
   write = checkpoint.manifest.write
 
-  def write_late(path, record):
+  def write_late(path, record, files):
     folder.rename(tmp_path / "gone")
-    write(path, record)
+    write(path, record, files)
 
   monkeypatch.setattr(checkpoint.manifest, "write", write_late)
   checkpointer = checkpoint.Checkpointer(folder)
@@ -295,7 +295,7 @@ def test_the_last_save_is_waited_for_when_the_run_fails(tmp_path):
 def test_a_failed_last_save_does_not_hide_why_the_run_ended(
   tmp_path, monkeypatch, caplog
 ):
-  def fail(path, record):
+  def fail(path, record, files):
     raise OSError("the disk is gone")
 
   monkeypatch.setattr(checkpoint.manifest, "write", fail)

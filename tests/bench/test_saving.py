@@ -11,7 +11,7 @@ def test_everything_is_timed(tmp_path):
   assert found["save_over_plain_files"] == (
     seconds["save"] / seconds["plain_write"]
   )
-  assert found["restore_memory_over_state"] >= 1
+  assert found["restore_memory_over_state"] > 0
   assert not list(tmp_path.iterdir())
 
 

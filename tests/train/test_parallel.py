@@ -38,7 +38,14 @@ STRATEGIES = {  # axes of the mesh, the ring, and heads of the model
 
 
 # What others hold as well, each for itself.
-SLOW = ("replica", "ulysses", "ring", "ulysses, odd heads")
+SLOW = (
+  "replica",
+  "fsdp",
+  "ulysses",
+  "ring",
+  "ulysses x ring",
+  "ulysses, odd heads",
+)
 
 
 @pytest.fixture(scope="module")

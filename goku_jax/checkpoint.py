@@ -25,6 +25,7 @@ show prints the arrays of a step.
 import argparse
 import concurrent.futures
 import contextlib
+import functools
 import importlib.metadata
 import json
 import logging
@@ -44,6 +45,7 @@ from goku_jax.typing import UserError
 
 LAYOUT = 2
 VERIFY = ("full", "sizes")
+FILE_BYTES = 2**27  # of a file, about: those of a step are digested side by side
 
 
 class Background:
@@ -236,8 +238,10 @@ def open_orbax(save_gb: float | None = None) -> ocp.AsyncCheckpointer:
 
 def orbax_arguments(flat: dict) -> ocp.args.Composite:
   """What Orbax saves: flat trees of arrays by name."""
-  arguments = {name: ocp.args.PyTreeSave(tree) for name, tree in flat.items()}
-  return ocp.args.Composite(**arguments)
+  save = functools.partial(
+    ocp.args.PyTreeSave, ocdbt_target_data_file_size=FILE_BYTES
+  )
+  return ocp.args.Composite(**{name: save(tree) for name, tree in flat.items()})
 
 
 def whole_steps(folder) -> list[int]:

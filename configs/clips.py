@@ -132,11 +132,7 @@ def flow(config, arg, pixels):
     )
   )
   config.attention = common.attention()
-  config.loss = dict(
-    time_sampler="logit_normal",  # or uniform
-    time_shift=3.0,  # above 1: times nearer to noise
-    caption_drop_rate=0.1,
-  )
+  config.loss = common.loss(shift=3.0)
   side = int(pixels**0.5) // 16 * 16
   config.sample = dict(  # drawn during training; defaults of the job sample
     prompts=("a rabbit in a meadow", "the sky over a forest"),
@@ -146,5 +142,6 @@ def flow(config, arg, pixels):
     num_steps=2 if arg.debug else 25,
     guidance_scale=5.0,
     shift=3.0,
+    shift_tokens=0,  # as loss.time has it
     seed=0,
   )

@@ -113,11 +113,7 @@ def flow(config, debug):
     ),
   )
   config.attention = common.attention()
-  config.loss = dict(
-    time_sampler="logit_normal",  # or uniform
-    time_shift=3.0,  # above 1: times nearer to noise
-    caption_drop_rate=0.1,
-  )
+  config.loss = common.loss(shift=3.0)
   config.sample = dict(  # drawn during training; defaults of the job sample
     prompts=(
       "the digit five moves left",
@@ -131,6 +127,7 @@ def flow(config, debug):
     num_steps=4 if debug else 25,
     guidance_scale=5.0,
     shift=3.0,
+    shift_tokens=0,  # as loss.time has it
     seed=0,
   )
   config.evals = dict(  # by suite, read by the job eval and by training

@@ -76,11 +76,7 @@ def get_config(arg=None):
   config.text = common.text()
   config.attention = common.attention(block=1024, key_block=2048)
   config.attention.ring = RINGS[arg.variant]
-  config.loss = dict(
-    time_sampler="logit_normal",  # or uniform
-    time_shift=1.0 if arg.res == "288p" else 3.0,  # above 1: nearer to noise
-    caption_drop_rate=0.1,
-  )
+  config.loss = common.loss(shift=1.0 if arg.res == "288p" else 3.0)
   config.plan = dict(  # what a pack is taken to hold, by the job plan
     segment=96 if arg.debug else longest, text=64 if arg.debug else 512
   )
@@ -100,6 +96,7 @@ def get_config(arg=None):
     num_steps=2 if arg.debug else 50,
     guidance_scale=5.0,
     shift=3.0,
+    shift_tokens=0,  # as loss.time has it
     seed=0,
   )
   return config

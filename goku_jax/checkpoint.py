@@ -45,7 +45,7 @@ from goku_jax.typing import UserError
 
 LAYOUT = 2
 VERIFY = ("full", "sizes")
-FILE_BYTES = 2**27  # of a file, about: those of a step are digested side by side
+FILE_BYTES = 2**27  # of a file, about: many are digested side by side
 
 
 class Background:

@@ -34,6 +34,18 @@ VAE_SIZES = dict(
 )
 
 
+# What the flow's loss is made of, where a test needs no config.
+LOSS = dict(
+  time=dict(
+    weights={"logit_normal": 1.0},
+    mean=0.0,
+    std=1.0,
+    scale=1.29,
+    shift=2.0,
+    shift_tokens=0,
+  ),
+  caption_drop_rate=0.4,
+)
 FLAGS = "--xla_backend_optimization_level=0"  # which halves compiling
 
 

@@ -28,7 +28,7 @@ def make_task(config, mesh) -> Task:
   batch = make_batch(config, model, mesh, grid, text)
   return Task(
     init_params=functools.partial(init_params, plain),
-    loss_fn=make_loss(model, **config.loss),
+    loss_fn=make_loss(model, **config.loss.to_dict()),
     batches=lambda first_step: itertools.repeat(batch),
     work=functools.partial(flow_task.work, model.config),
     show=None,

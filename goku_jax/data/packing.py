@@ -79,7 +79,8 @@ def pack(
   """One pack (B = 1) of samples, the arrays of `schema.FLOW`.
 
   A sample holds `mean` and `logvar` [T, H, W, C], `text_ids`,
-  `text_embeddings` [s, E], `class`, `index` and `visit`.
+  `text_embeddings` [s, E], `class`, `index`, `visit` and, in training,
+  `quantile`.
 
   Args:
     samples: perhaps none.
@@ -113,6 +114,7 @@ def pack(
     row["text_positions"][there] = np.arange(to_text - text)
     row["sample_index"][g] = sample["index"]
     row["visit"][g] = sample["visit"]
+    row["quantile"][g] = sample.get("quantile", 0)
     row["class"][g] = sample["class"]
     token, text = to_token, to_text
   return batch
@@ -144,4 +146,5 @@ def _segment(batch, b: int, g: int, patch_size) -> dict:
     "class": int(batch["class_BG"][b, g]),
     "index": int(batch["sample_index_BG"][b, g]),
     "visit": int(batch["visit_BG"][b, g]),
+    "quantile": float(batch["quantile_BG"][b, g]),
   }

@@ -17,6 +17,7 @@ from goku_jax.data import hashing, packing, planning, tokenize
 from goku_jax.typing import UserError
 
 KINDS = ("video", "image")
+_STRATA, _WITHIN = -1, -2  # what a random number is for
 TEXT = ("text_ids", "text_embeddings")
 
 
@@ -38,7 +39,7 @@ def flow_batches(
     )
   own = rows_of(planner.num_packs).tolist()
 
-  def read_pack(members):
+  def read_pack(members, quantiles):
     samples = []
     for index, visit in members:
       sample = source.read(index, visit)
@@ -46,7 +47,8 @@ def flow_batches(
         continue
       length = int(planner.sizes[index, 1])
       text = {k: tokenize.cut(sample[k], length) for k in TEXT}
-      samples.append({**sample, **text, "visit": visit})
+      told = {"visit": visit, "quantile": quantiles[index, visit]}
+      samples.append({**sample, **text, **told})
     return packing.pack(
       samples,
       planner.capacity,
@@ -57,10 +59,26 @@ def flow_batches(
 
   def read_step(step):
     planned = planner.step(step)
-    packs = [read_pack(planned[row]) for row in own]
+    quantiles = draw_quantiles(planned, planner.seed, step)
+    packs = [read_pack(planned[row], quantiles) for row in own]
     return {name: np.concatenate([p[name] for p in packs]) for name in packs[0]}
 
   return _read_ahead(read_step, first_step, num_steps, threads)
+
+
+def draw_quantiles(packs, seed: int, step: int) -> dict:
+  """Numbers in [0, 1) of the samples of a step, (index, visit) -> number.
+
+  Of n samples each has one of n equal parts, at random, and a place in it:
+  whatever the time's density, a step covers it evenly, and however its samples
+  are dealt to packs, devices and micro-batches (as CogVideoX samples times,
+  arXiv:2408.06072, but over samples where that does so over ranks).
+  """
+  members = sorted(member for pack in packs for member in pack)
+  part = hashing.permutation(len(members), seed, _STRATA, step)
+  index, visit = np.array(members, np.int64).reshape(-1, 2).T
+  u = (part + hashing.uniform(seed, _WITHIN, index, visit)) / len(members)
+  return dict(zip(members, u.tolist(), strict=True))
 
 
 def vae_batches(

@@ -42,6 +42,9 @@ FLOW = {
   "sample_index_BG": np.int32,
   # How many times the sample was seen before: the epoch.
   "visit_BG": np.int32,
+  # What the sample's flow time is made of, in [0, 1): one number in each of as
+  # many equal parts as the whole step has samples. 0 outside of training.
+  "quantile_BG": np.float32,
   # Class label, 0 where the source has none.
   "class_BG": np.int32,
 }

@@ -19,7 +19,7 @@ from goku_jax.data import digits, packing, sources, tokenize
 from goku_jax.data.pipeline import TEXT
 from goku_jax.flow import noise, objective
 from goku_jax.parallel.batch import fetch
-from goku_jax.sample.restore import Restored
+from goku_jax.sample.restore import Restored, process_of
 from goku_jax.typing import UserError
 
 
@@ -48,14 +48,14 @@ def run(
   source = open_held_out(run, path)
   count = min(num_samples, len(source))
   kinds = np.asarray(source.is_video[:count])
-  losses = np.zeros((bins, count))
+  losses, process = np.zeros((bins, count)), process_of(run.config)
   rng = jax.random.key(seed)
   for batch in batches(run, source, count):
     index_BG = batch["sample_index_BG"]
     here = index_BG >= 0
     for b in range(bins):
       t = np.float32((b + 0.5) / bins)
-      found_BG = fetch(_losses(run.model, run.params, batch, rng, t))
+      found_BG = fetch(_losses(run.model, process, run.params, batch, rng, t))
       losses[b, index_BG[here]] = found_BG[here]
   if not np.isfinite(losses).all():
     raise UserError(
@@ -144,9 +144,11 @@ def batches(run: Restored, source, count: int):
     yield {k: np.concatenate([p[k] for p in packs]) for k in packs[0]}
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _losses(model, params, batch, rng, t):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _losses(model, process, params, batch, rng, t):
   ends = objective.draw_ends(batch, rng)
   t_BG = jnp.full(batch["sample_index_BG"].shape, t)
   kept_BG = jnp.zeros(t_BG.shape, bool)
-  return objective.segment_losses(model, params, batch, *ends, t_BG, kept_BG)
+  return objective.segment_losses(
+    model, process, params, batch, *ends, t_BG, kept_BG
+  )

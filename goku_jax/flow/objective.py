@@ -1,4 +1,4 @@
-"""The flow model's loss on a batch of packs (section 2.3).
+"""The loss of the flow, or of diffusion, on a batch of packs (section 2.3).
 
 Letters: B packs, L tokens, P numbers in a token, G segments of a pack.
 """
@@ -8,23 +8,23 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from goku_jax.flow import loss, noise, path, times
+from goku_jax.flow import loss, noise, times
+from goku_jax.flow.process import make_process
 from goku_jax.typing import UserError
 
 
-def make_loss(
-  model, *, time_sampler: str, time_shift: float, caption_drop_rate: float
-):
+def make_loss(model, *, time: dict, caption_drop_rate: float, **process):
   """`flow_loss` of a model, its settings looked at before any step.
+
+  Args:
+    model: a `Goku`.
+    time: settings of `times.make_times`.
+    caption_drop_rate: part of the samples that are trained without text.
+    **process: settings of `make_process`.
 
   Raises:
     UserError: a setting that no draw can follow.
   """
-  if time_sampler not in times.SAMPLERS:
-    known = ", ".join(times.SAMPLERS)
-    raise UserError(f"loss.time_sampler={time_sampler!r} is not one of {known}")
-  if not time_shift > 0:
-    raise UserError(f"loss.time_shift={time_shift}: set a number above 0")
   if not 0 <= caption_drop_rate <= 1:
     raise UserError(
       f"loss.caption_drop_rate={caption_drop_rate} is not between 0 and 1"
@@ -32,28 +32,21 @@ def make_loss(
   return functools.partial(
     flow_loss,
     model=model,
-    time_sampler=time_sampler,
-    time_shift=time_shift,
+    process=make_process(**process),
+    time_fn=times.make_times(**time),
     caption_drop_rate=caption_drop_rate,
   )
 
 
-def draw(
-  batch: dict,
-  rng,
-  *,
-  time_sampler: str,
-  time_shift: float,
-  caption_drop_rate: float,
-):
+def draw(batch: dict, rng, *, time_fn, caption_drop_rate: float):
   """Data, noise, time and dropped captions of each sample, by its identity."""
-  keys = lambda purpose: _keys(batch, rng, purpose)
-  per_segment = lambda fn, purpose: jax.vmap(jax.vmap(fn))(keys(purpose))
-  t_BG = per_segment(times.SAMPLERS[time_sampler], noise.TIME)
-  t_BG = times.shifted(t_BG, time_shift)
-  dropped_BG = per_segment(
-    lambda key: jax.random.bernoulli(key, caption_drop_rate), noise.DROP
-  )
+  quantile_BG = batch["quantile_BG"]
+  ids = 1 + jnp.arange(quantile_BG.shape[1])
+  tokens_BG = (batch["segment_ids_BL"][..., None] == ids).sum(1)
+  t_BG = time_fn(quantile_BG, jnp.maximum(tokens_BG, 1))
+  dropped_BG = jax.vmap(
+    jax.vmap(lambda key: jax.random.bernoulli(key, caption_drop_rate))
+  )(_keys(batch, rng, noise.DROP))
   return *draw_ends(batch, rng), t_BG, dropped_BG
 
 
@@ -76,9 +69,10 @@ def _keys(batch, rng, purpose):
   )
 
 
-def flow_loss(params, batch: dict, rng, *, model, **drawing):
-  """Summed squared velocity error, and sums with counts for the metrics."""
-  loss_BG = segment_losses(model, params, batch, *draw(batch, rng, **drawing))
+def flow_loss(params, batch: dict, rng, *, model, process, **drawing):
+  """Summed squared errors, and sums with counts for the metrics."""
+  drawn = draw(batch, rng, **drawing)
+  loss_BG = segment_losses(model, process, params, batch, *drawn)
   present_BG = batch["sample_index_BG"] >= 0
   is_video_BG = segment_is_video(batch) & present_BG
   over = lambda mask_BG: (
@@ -93,19 +87,19 @@ def flow_loss(params, batch: dict, rng, *, model, **drawing):
 
 
 def segment_losses(
-  model, params, batch: dict, data_BLP, noise_BLP, t_BG, dropped_BG
+  model, process, params, batch: dict, data_BLP, noise_BLP, t_BG, dropped_BG
 ):
-  """Mean squared velocity error of each segment, [B, G]; 0 where is none."""
+  """Weighted mean squared error of each segment, [B, G]; 0 where is none."""
+  t_BG = process.snap(t_BG)
   index_BL = jnp.maximum(batch["segment_ids_BL"] - 1, 0)
   t_BL1 = jnp.take_along_axis(t_BG, index_BL, axis=1)[..., None]
-  x_BLP = path.interpolate(data_BLP, noise_BLP, t_BL1)
+  x_BLP = process.mix(data_BLP, noise_BLP, t_BL1)
   predicted_BLP = model.apply(
     {"params": params}, x_BLP, t_BG, batch, dropped_BG
   )
-  return loss.mean_square_by_segment(
-    predicted_BLP - path.velocity(data_BLP, noise_BLP),
-    batch["segment_ids_BL"],
-    t_BG.shape[1],
+  error_BLP = predicted_BLP - process.target(data_BLP, noise_BLP, t_BL1)
+  return process.weight(t_BG) * loss.mean_square_by_segment(
+    error_BLP, batch["segment_ids_BL"], t_BG.shape[1]
   )
 
 

@@ -36,6 +36,3 @@ def heun(
     return x + (t_next - t) * (v + v_next) / 2, None
 
   return jax.lax.scan(step, noise, (times[:-1], times[1:]))[0]
-
-
-SOLVERS = {"euler": euler, "heun": heun}

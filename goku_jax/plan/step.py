@@ -54,7 +54,7 @@ def lower_step(config, devices) -> Lowered:
     model,
     abstract_batch(config, model, mesh),
     init_params=lambda rng: init_params(plain, rng),
-    loss_fn=make_loss(model, **config.loss),
+    loss_fn=make_loss(model, **config.loss.to_dict()),
     dtype=model.config.dtype,
   )
 

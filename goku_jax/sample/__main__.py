@@ -32,7 +32,9 @@ flags.DEFINE_integer("num_steps", None, f"from noise to data{OF_RUN}")
 flags.DEFINE_float(
   "guidance_scale", None, f"1: none; higher: closer to text{OF_RUN}"
 )
-flags.DEFINE_string("solver", "euler", "euler or heun")
+flags.DEFINE_string(
+  "solver", None, "euler (default) or heun; of diffusion ddim or ancestral"
+)
 flags.DEFINE_float("shift", None, f"above 1: more steps near noise{OF_RUN}")
 flags.DEFINE_integer(
   "seed", None, f"of the noise{OF_RUN}", lower_bound=0, upper_bound=2**32 - 1
@@ -48,10 +50,10 @@ flags.DEFINE_string("text_encoder", None, "folder of FLAN-T5, if it moved")
 def main(
   workdir,
   out,
-  solver,
   fps,
   upscale,
   weights,
+  solver=None,
   prompt=None,
   prompts=None,
   num_frames=None,
@@ -83,6 +85,7 @@ def main(
     seed=seed,
   )
   settings = {k: trained[k] if v is None else v for k, v in given.items()}
+  settings["shift_tokens"] = trained.get("shift_tokens", 0)
   settings["solver"] = solver
   files = requests.name_files(
     out, captions, settings["num_frames"], many=bool(prompts)

@@ -5,11 +5,10 @@ import math
 import numpy as np
 
 from goku_jax.data import packing, schema
-from goku_jax.flow import noise
-from goku_jax.flow import solver as solvers
+from goku_jax.flow import noise, times
 from goku_jax.sample import codec as codecs
 from goku_jax.sample import requests
-from goku_jax.sample.restore import Restored
+from goku_jax.sample.restore import Restored, process_of
 from goku_jax.sample.sampler import sample_latents
 from goku_jax.typing import UserError
 
@@ -29,7 +28,7 @@ def draw(
 
   `indices` are the samples whose noise they get; their places by default.
   `settings` are what else `check` takes: num_steps, guidance_scale, seed,
-  solver and shift.
+  solver, shift and shift_tokens.
 
   Raises:
     UserError: as `check`, or what is drawn is not finite.
@@ -37,6 +36,11 @@ def draw(
   shape = check(
     run, captions, num_frames=num_frames, labels=labels, size=size, **settings
   )
+  solvers = process_of(run.config).solvers
+  solve = solvers[settings.pop("solver", None) or next(iter(solvers))]
+  tokens = math.prod(shape[:3]) // math.prod(run.model.config.patch_size)
+  shift_tokens = settings.pop("shift_tokens", 0)
+  shift = times.shift_of(settings.pop("shift", 1.0), shift_tokens, tokens)
   latents = sample_latents(
     run.model,
     run.params,
@@ -49,6 +53,8 @@ def draw(
     indices=indices,
     ranks=run.ranks,
     progress=progress,
+    solve=solve,
+    shift=shift,
     **settings,
   )
   for place, latent in zip(
@@ -71,8 +77,9 @@ def check(
   num_steps: int,
   guidance_scale: float,
   seed: int,
-  solver: str = "euler",
+  solver: str | None = None,
   shift: float = 1.0,
+  shift_tokens: int = 0,
   size: tuple = (None, None),
 ) -> tuple[int, int, int, int]:
   """The shape of the latents that `draw` draws, which needs no parameters.
@@ -88,14 +95,16 @@ def check(
   for caption in captions:
     count = run.text.count if run.text else requests.count_pieces
     requests.check_length(caption, run.config.data.max_text, count)
-  if solver not in solvers.SOLVERS:
-    raise UserError(f"solver={solver!r} is not one of {list(solvers.SOLVERS)}")
+  known = process_of(run.config).solvers
+  if solver is not None and solver not in known:
+    raise UserError(
+      f"solver={solver!r}: this model was trained for {' or '.join(known)}"
+    )
   if num_steps < 1:
     raise UserError(f"num_steps={num_steps}: set 1 or more")
   if not math.isfinite(guidance_scale):
     raise UserError(f"guidance_scale={guidance_scale}: set a finite number")
-  if not 0 < shift < math.inf:
-    raise UserError(f"shift={shift}: set a number above 0")
+  times.check_shift(shift, shift_tokens)
   noise.check_seed(seed)
   height, width = (
     trained if given is None else given

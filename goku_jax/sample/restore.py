@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from goku_jax import checkpoint, job
 from goku_jax import weights as folders
 from goku_jax.data import schema
+from goku_jax.flow.process import Process, make_process
 from goku_jax.models import goku, kernels, vae
 from goku_jax.parallel import batch as batches
 from goku_jax.parallel import mesh as meshes
@@ -66,6 +67,13 @@ def make_model(config, codec: codecs.Codec, **more) -> goku.Goku:
   """The flow model of a run's config on the latents of its codec."""
   sizes = config.model.to_dict() | {"latent_channels": codec.channels}
   return goku.make_goku(**sizes, **more)
+
+
+def process_of(config) -> Process:
+  """What the flow model of a run's config was trained to undo."""
+  given = config.loss.to_dict()
+  settings = ("objective", "schedule", "prediction", "min_snr")
+  return make_process(**{k: given[k] for k in settings if k in given})
 
 
 def mesh_fns(config, mesh) -> dict:

@@ -16,7 +16,6 @@ import numpy as np
 
 from goku_jax.data import packing, schema, tokenize
 from goku_jax.flow import guidance, noise, times
-from goku_jax.flow import solver as solvers
 from goku_jax.parallel.batch import fetch
 
 NUM_PACKS = 8  # integrated at once; under a mesh its devices share them
@@ -32,7 +31,7 @@ def sample_latents(
   seed: int,
   num_steps: int,
   guidance_scale: float,
-  solver: str = "euler",
+  solve,
   shift: float = 1.0,
   max_text: int,
   embed=None,
@@ -52,7 +51,7 @@ def sample_latents(
     seed: of the noise.
     num_steps: intervals from noise to data.
     guidance_scale: 1 samples the model itself, above follows captions more.
-    solver: a name in `flow.solver.SOLVERS`.
+    solve: one of a `Process.solvers`.
     shift: above 1 takes more steps near noise.
     max_text: longest caption in tokens.
     embed: captions to embeddings [s, E], for a model that reads those.
@@ -131,7 +130,7 @@ def sample_latents(
         np.float32(guidance_scale),
         np.float32(shift),
         num_steps,
-        solver,
+        solve,
       )
     )
     for members, found in zip(
@@ -147,18 +146,20 @@ def sample_latents(
 
 @functools.partial(jax.jit, static_argnums=(0, 6, 7))
 def integrate(
-  model, params, batch, rng, guidance_scale, shift, num_steps, solver_name
+  model, params, batch, rng, guidance_scale, shift, num_steps, solve
 ):
   """Tokens at t = 1 of a batch of packs."""
-  keys_BG = noise.sample_keys(
-    rng, noise.START, batch["sample_index_BG"], batch["visit_BG"]
-  )
-  noise_BLP = noise.grid_normal(
-    keys_BG,
-    batch["segment_ids_BL"],
-    batch["positions_BL3"],
-    batch["tokens_BLP"].shape[-1],
-  )
+
+  def draw(rng, purpose):
+    return noise.grid_normal(
+      noise.sample_keys(
+        rng, purpose, batch["sample_index_BG"], batch["visit_BG"]
+      ),
+      batch["segment_ids_BL"],
+      batch["positions_BL3"],
+      batch["tokens_BLP"].shape[-1],
+    )
+
   # The branches with and without captions are one batch of twice the packs.
   variables = {"params": params}
   text_BSE = model.apply(variables, batch, method="encode_text")
@@ -168,7 +169,7 @@ def integrate(
   dropped = jnp.repeat(jnp.array([False, True]), B)[:, None]
   dropped = jnp.broadcast_to(dropped, (2 * B, G))
 
-  def velocity(x_BLP, t):
+  def predict(x_BLP, t):
     t_BG = jnp.full((2 * B, G), t)
     v = model.apply(
       variables,
@@ -181,6 +182,9 @@ def integrate(
     )
     return guidance.guide(v[:B], v[B:], guidance_scale)
 
-  return solvers.SOLVERS[solver_name](
-    velocity, noise_BLP, times.spaced(num_steps, shift)
+  return solve(
+    predict,
+    draw(rng, noise.START),
+    times.spaced(num_steps, shift),
+    lambda i: draw(jax.random.fold_in(rng, i), noise.FRESH),
   )

@@ -63,7 +63,7 @@ def _make_task(config, mesh, opened):
     raise UserError(f"config.sample: {error}") from error
   return Task(
     init_params=functools.partial(init_params, run.model),
-    loss_fn=make_loss(model, **config.loss),
+    loss_fn=make_loss(model, **config.loss.to_dict()),
     batches=lambda first_step, num_steps=config.total_steps: (
       pipeline.flow_batches(
         source,

@@ -19,6 +19,7 @@ def make_samples(shapes, channels=3, width=0):
       "class": i,
       "index": 100 + i,
       "visit": i % 2,
+      "quantile": i / 8,
     }
     for i, shape in enumerate(shapes)
   ]

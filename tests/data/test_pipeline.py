@@ -185,3 +185,30 @@ def test_a_plan_of_another_source_is_refused(raw):
       first_step=0,
       num_steps=1,
     )
+
+
+def test_a_step_covers_the_times_evenly_however_it_is_dealt(raw):
+  for batch in make_flow(raw):
+    here = batch["sample_index_BG"] >= 0
+    u = np.sort(batch["quantile_BG"][here])
+    assert len(u) > 10
+    np.testing.assert_array_equal(np.floor(u * len(u)), np.arange(len(u)))
+
+
+def test_the_quantile_belongs_to_the_sample():
+  packs = (((4, 0), (7, 1)), ((2, 0), (9, 0), (4, 1)))
+  found = pipeline.draw_quantiles(packs, 3, 5)
+  turned = pipeline.draw_quantiles((packs[1][::-1], (), packs[0]), 3, 5)
+  assert found == turned
+  assert len(set(found.values())) == 5
+  assert found != pipeline.draw_quantiles(packs, 4, 5)
+  assert found != pipeline.draw_quantiles(packs, 3, 6)
+
+
+def test_no_part_of_the_times_is_any_samples_own():
+  """Over steps each sample meets all of them."""
+  pack = tuple((i, 0) for i in range(10))
+  u = [pipeline.draw_quantiles((pack,), 0, step) for step in range(2000)]
+  for i in (0, 9):
+    counts, _ = np.histogram([x[i, 0] for x in u], 10, (0, 1))
+    assert np.abs(counts - 200).max() < 5 * np.sqrt(200)

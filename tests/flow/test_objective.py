@@ -10,10 +10,8 @@ import pytest
 
 from goku_jax.data import packing
 from goku_jax.flow import loss as losses
-from goku_jax.flow import objective
+from goku_jax.flow import objective, process, times
 from tests import runs
-
-LOSS = dict(time_sampler="logit_normal", time_shift=2.0, caption_drop_rate=0.4)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +23,7 @@ def batch():
 def grad_fn():
   """Summed loss with metrics, and its gradient, at parameters that matter."""
   model, params = runs.flow_model()
-  loss_fn = functools.partial(objective.flow_loss, model=model, **LOSS)
+  loss_fn = objective.make_loss(model, **runs.LOSS)
   fn = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
   return lambda batch, seed=0: fn(params, batch, jax.random.key(seed))
 
@@ -64,10 +62,11 @@ def test_each_sample_has_the_loss_it_has_alone(batch, monkeypatch):
     lambda *args: seen.append(inner(*args)) or seen[-1],
   )
 
+  loss_fn = objective.make_loss(model, **runs.LOSS)
+
   @jax.jit
   def loss_by_segment(batch):
-    rng = jax.random.key(0)
-    objective.flow_loss(params, batch, rng, model=model, **LOSS)
+    loss_fn(params, batch, jax.random.key(0))
     return seen.pop()
 
   packed = loss_by_segment(batch)[batch["sample_index_BG"] >= 0]
@@ -134,9 +133,19 @@ def by_sample(batch, drawn):
 
 
 def draw(batch, seed=0):
-  fn = jax.jit(functools.partial(objective.draw, **LOSS))
-  drawn = fn(batch, jax.random.key(seed))
-  return by_sample(batch, drawn)
+  return by_sample(batch, draw_fn()(batch, jax.random.key(seed)))
+
+
+def draw_fn(**changes):
+  settings = runs.LOSS | changes
+  time_fn = times.make_times(**settings["time"])
+  return jax.jit(
+    functools.partial(
+      objective.draw,
+      time_fn=time_fn,
+      caption_drop_rate=settings["caption_drop_rate"],
+    )
+  )
 
 
 def test_draws_belong_to_the_sample_and_not_to_its_place(batch):
@@ -152,12 +161,9 @@ def test_draws_belong_to_the_sample_and_not_to_its_place(batch):
 
 def test_draws_differ_by_sample_visit_and_seed(batch):
   first = draw(batch)
-  times = [float(t) for _, _, t, _ in first.values()]
-  assert len(set(times)) == len(times)
   others = draw({**batch, "visit_BG": batch["visit_BG"] + 1}), draw(batch, 1)
   for other in others:
-    for index, (_, noise, t, _) in first.items():
-      assert t != other[index][2]
+    for index, (_, noise, _, _) in first.items():
       assert (
         abs(np.corrcoef(noise.ravel(), other[index][1].ravel())[0, 1]) < 0.3
       )
@@ -168,14 +174,14 @@ def test_captions_drop_at_the_rate_asked_for():
   batch = dict(
     sample_index_BG=np.arange(n)[None],
     visit_BG=np.zeros((1, n), np.int32),
+    quantile_BG=np.zeros((1, n), np.float32),
     segment_ids_BL=np.zeros((1, 1), np.int32),
     positions_BL3=np.zeros((1, 1, 3), np.int32),
     tokens_BLP=np.zeros((1, 1, 1), np.float32),
     tokens_logvar_BLP=np.zeros((1, 1, 1), np.float32),
   )
   for rate in (0.0, 0.1, 1.0):
-    settings = LOSS | dict(caption_drop_rate=rate)
-    fn = jax.jit(functools.partial(objective.draw, **settings))
+    fn = draw_fn(caption_drop_rate=rate)
     *_, dropped = fn(batch, jax.random.key(0))
     assert float(dropped.mean()) == pytest.approx(rate, abs=0.02)
 
@@ -198,8 +204,36 @@ def test_data_is_drawn_from_its_posterior(batch):
 def test_a_model_that_says_zero_has_the_loss_of_the_velocity(batch):
   model, params = runs.flow_model()
   zero = jax.tree.map(jnp.zeros_like, params)
-  loss_fn = functools.partial(objective.flow_loss, model=model, **LOSS)
+  loss_fn = objective.make_loss(model, **runs.LOSS)
   total, sums = jax.jit(loss_fn)(zero, batch, jax.random.key(0))
   want = [np.mean((x - eps) ** 2) for x, eps, _, _ in draw(batch).values()]
   np.testing.assert_allclose(total, np.sum(want), rtol=1e-5)
   assert sums["loss"][1] == len(want)
+
+
+def test_a_clip_is_shifted_by_the_root_of_its_tokens(batch):
+  """The time of each sample is that of its own quantile and token count."""
+  settings = runs.LOSS["time"] | dict(shift=2.0, shift_tokens=16)
+  *_, t_BG, _ = draw_fn(time=settings)(batch, jax.random.key(0))
+  for b, g in np.argwhere(batch["sample_index_BG"] >= 0):
+    tokens = (batch["segment_ids_BL"][b] == g + 1).sum()
+    t = times.logit_normal(jnp.float32(batch["quantile_BG"][b, g]))
+    want = times.shifted(t, 2.0 * np.sqrt(tokens / 16))
+    np.testing.assert_allclose(t_BG[b, g], want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_diffusion_is_the_loss_of_its_own_target(batch, prediction):
+  model, params = runs.flow_model()
+  zero = jax.tree.map(jnp.zeros_like, params)
+  settings = dict(
+    objective="ddpm", schedule="cosine", prediction=prediction, min_snr=5.0
+  )
+  loss_fn = objective.make_loss(model, **runs.LOSS, **settings)
+  total, _ = jax.jit(loss_fn)(zero, batch, jax.random.key(0))
+  ddpm, want = process.make_process(**settings), 0.0
+  for data, noise, t, _ in draw(batch).values():
+    t = ddpm.snap(jnp.asarray(t))
+    square = np.mean(np.square(ddpm.target(data, noise, t)))
+    want += square * ddpm.weight(t)
+  np.testing.assert_allclose(total, want, rtol=1e-5)

@@ -10,6 +10,7 @@ import pytest
 
 from goku_jax.data import packing, patches
 from goku_jax.flow import noise
+from goku_jax.flow.process import FLOW, make_process
 from goku_jax.models import goku
 from goku_jax.parallel import mesh as meshes
 from goku_jax.sample.codec import Codec
@@ -23,7 +24,13 @@ CAPTIONS = [
   "the digit eight moves down right quickly",
 ]
 SHAPES = [(5, 16, 16, 3), (1, 16, 16, 3), (5, 16, 16, 3)]
-SETTINGS = dict(seed=0, num_steps=2, guidance_scale=3.0, max_text=32)
+SETTINGS = dict(
+  seed=0,
+  num_steps=2,
+  guidance_scale=3.0,
+  max_text=32,
+  solve=FLOW.solvers["euler"],
+)
 WIDE = packing.Capacity(200, 80, 8)  # all three in one pack
 
 
@@ -142,3 +149,17 @@ def test_a_sample_starts_from_other_noise_than_training(model):
   np.testing.assert_allclose(tokens, of(noise.START), atol=1e-6)
   training = np.asarray(of(noise.NOISE))
   assert abs(np.corrcoef(tokens.ravel(), training.ravel())[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("name", ["ddim", "ancestral"])
+def test_diffusion_draws_by_identity_too(model, name):
+  solve = make_process(objective="ddpm").solvers[name]
+  alone = [draw(model, [i], solve=solve)[0] for i in range(3)]
+  for one, two in zip(draw(model, solve=solve), alone, strict=True):
+    np.testing.assert_allclose(one, two, atol=1e-4 * np.abs(one).max())
+
+
+def test_ancestral_sampling_has_fresh_noise(model):
+  solvers = make_process(objective="ddpm", prediction="v").solvers
+  one, two = (draw(model, solve=solvers[name]) for name in solvers)
+  assert np.abs(one[0] - two[0]).max() > 0.1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from goku_jax.data import packing
-from goku_jax.flow.objective import flow_loss
+from goku_jax.flow.objective import make_loss
 from goku_jax.models import attention
 from goku_jax.parallel import attention as parallel
 from goku_jax.parallel import batch as batches
@@ -20,7 +20,6 @@ from goku_jax.train import step as steps
 from goku_jax.train.optimizer import make_optimizer
 from tests import runs
 
-LOSS = dict(time_sampler="logit_normal", time_shift=2.0, caption_drop_rate=0.4)
 OPTIM = runs.read_config().optim.to_dict() | {"warmup_steps": 0}
 WIDTH = 16  # of a head
 
@@ -66,7 +65,7 @@ def model_of(num_heads, **more):
 
 
 def make_step(model, tx):
-  loss_fn = functools.partial(flow_loss, model=model, **LOSS)
+  loss_fn = make_loss(model, **runs.LOSS)
   return functools.partial(
     steps.train_step, loss_fn=loss_fn, tx=tx, ema_decay=0.999
   )

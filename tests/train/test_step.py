@@ -12,11 +12,10 @@ import optax
 import pytest
 
 from goku_jax.data import packing
-from goku_jax.flow.objective import flow_loss
+from goku_jax.flow.objective import make_loss
 from goku_jax.train import step as steps
 from tests import runs
 
-LOSS = dict(time_sampler="logit_normal", time_shift=2.0, caption_drop_rate=0.4)
 OPTIM = runs.read_config().optim.to_dict()
 
 
@@ -39,7 +38,7 @@ def start():
 
 
 def step_fn(model, tx, **more):
-  loss_fn = functools.partial(flow_loss, model=model, **LOSS)
+  loss_fn = make_loss(model, **runs.LOSS)
   settings = dict(loss_fn=loss_fn, tx=tx, ema_decay=0.999) | more
   return functools.partial(steps.train_step, **settings)
 

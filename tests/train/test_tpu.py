@@ -11,7 +11,7 @@ import pytest
 from jax.experimental import topologies
 
 from goku_jax.data import schema
-from goku_jax.flow.objective import flow_loss
+from goku_jax.flow.objective import make_loss
 from goku_jax.models import attention, goku
 from goku_jax.parallel import mesh as meshes
 from goku_jax.parallel import rules
@@ -54,7 +54,7 @@ def compile_step(topology, variant, *, L, **sizes):
     step = jax.jit(
       functools.partial(
         train_step,
-        loss_fn=functools.partial(flow_loss, model=model, **config.loss),
+        loss_fn=make_loss(model, **config.loss.to_dict()),
         tx=tx,
         ema_decay=config.ema_decay,
       ),

@@ -10,7 +10,7 @@ thousand steps a discriminator; the weights of the losses are not given.
   python -m goku_jax.train --config=configs/vae.py:variant=small \
     --config.data.path=SHOTS --workdir=VAE
   python -m goku_jax.train --config=configs/vae.py:variant=small,stage=2 \
-    --config.data.path=SHOTS --config.start=VAE --workdir=VAE2
+    --config.data.path=SHOTS --config.init_from=VAE --workdir=VAE2
 
 Any folder of videos and pictures will do for data.path; the first command
 cuts long films into shots that are fast to read from anywhere.
@@ -119,7 +119,6 @@ def get_config(arg=None):
       held_out=config.data.videos.held_out,
     )
   )
-  config.start = config_dict.placeholder(str)  # a run whose average to begin at
   # The discriminator's adaptive weight is of each micro-batch.
   common.training(
     config,

@@ -313,6 +313,33 @@ def restore_run(workdir, name: str, abstract, step: int | None = None):
   return record["step"], trees[name], record["digest"]
 
 
+def saved_arrays(workdir, name: str, step: int | None = None):
+  """`(step, {path: {"shape", "dtype"}})` of a tree of a run's checkpoint.
+
+  Args:
+    workdir: of the run.
+    name: of the tree.
+    step: the newest whole one by default.
+
+  Raises:
+    UserError: there is no such step or tree.
+  """
+  folder = folder_of(workdir, load_config(workdir))
+  steps = whole_steps(folder) if step is None else [step]
+  if not steps:
+    raise UserError(f"{folder} has no whole checkpoint: train first")
+  try:
+    trees = manifest.read(folder / str(steps[-1]))["trees"]
+  except manifest.BrokenError as error:
+    raise UserError(f"checkpoint {folder / str(steps[-1])}: {error}") from error
+  if name not in trees:
+    has = ", ".join(trees)
+    raise UserError(f"checkpoint {folder} has no tree {name!r}; it has {has}")
+  fields = ("shape", "dtype")
+  arrays = trees[name].items()
+  return steps[-1], {k: {f: about[f] for f in fields} for k, about in arrays}
+
+
 def folder_of(workdir, config=None):
   """Where a run keeps its checkpoints, by its config: that in the workdir."""
   if config is None:

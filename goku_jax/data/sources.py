@@ -173,17 +173,19 @@ class Mixture:
     return self.sources[k].read(own, visit) | {"index": index}
 
 
-def open_latents(path: str, *, embedded: bool = False) -> Latents | Mixture:
+def open_latents(
+  path: str, *, embedded: bool = False, statistics: dict | None = None
+) -> Latents | Mixture:
   """The prepared folders of a path, commas between them.
 
-  All are scaled by the statistics of the first, whose autoencoder the run
-  carries.
+  All are scaled by `statistics`, by default those of the first, whose
+  autoencoder the run carries.
 
   Raises:
     UserError: two of them are of other autoencoders or text encoders.
   """
   first, *others = (part.strip() for part in path.split(","))
-  latents = [Latents(first, embedded=embedded)]
+  latents = [Latents(first, embedded=embedded, statistics=statistics)]
   for other in others:
     more = Latents(other, embedded=embedded, statistics=latents[0].statistics)
     for key, what in (("vae", "autoencoder"), ("text", "text encoder")):

@@ -203,5 +203,9 @@ def restore_vae(workdir, *, step: int | None = None, weights: str = "ema"):
 
 
 def _check_weights(weights):
-  if weights not in WEIGHTS:
-    raise UserError(f"weights={weights!r} is not one of {', '.join(WEIGHTS)}")
+  if weights not in WEIGHTS and not weights.startswith("ema_"):
+    known = ", ".join(WEIGHTS)
+    raise UserError(
+      f"weights={weights!r} is not one of {known}, nor ema_ and the digits of"
+      " one of config.more_ema"
+    )

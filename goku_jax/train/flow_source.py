@@ -31,7 +31,7 @@ from goku_jax.sample.restore import (
   reads_embeddings,
   restore_vae,
 )
-from goku_jax.train import encoded
+from goku_jax.train import encoded, init_from
 from goku_jax.typing import UserError
 
 
@@ -54,7 +54,7 @@ def open_source(config) -> FlowSource:
   if "clips" in data:
     return _open_files(config, text)
   if data.path:
-    return _open_latents(data.path, text)
+    return _open_latents(config, text)
   if "digits" not in data:
     raise UserError("set --config.data.path to a folder that prepare wrote")
   raw = digits.Digits(seed=config.seed, **data.digits)
@@ -68,11 +68,23 @@ def _one(source, codec, name, settle):
   return FlowSource(source, codec, (name,), member, settle)
 
 
-def _open_latents(path, text):
-  source = sources.open_latents(path, embedded=text is not None)
+def _open_latents(config, text):
+  path, begun = config.data.path, init_from.open_codec(config)
+  source = sources.open_latents(
+    path, embedded=text is not None, statistics=begun and _statistics(begun)
+  )
   folders = [part.strip() for part in path.split(",")]
   parts = getattr(source, "sources", [source])
   identity = {"shards": [x.manifest["shards"] for x in parts]}
+  carrier = folders[0]
+  if begun:
+    carrier = init_from.read(config).workdir
+    identity["scale"] = _statistics(begun)
+    if weights.digest(begun.params) != parts[0].manifest["vae"]["digest"]:
+      raise UserError(
+        f"{path} was prepared with another autoencoder than that of"
+        f" config.init_from={config.init_from}: prepare it with the same"
+      )
   if text:
     identity["text"] = text.digest
     if text.digest != parts[0].manifest["text"]["digest"]:
@@ -83,17 +95,22 @@ def _open_latents(path, text):
 
   def settle(workdir):
     _settle(workdir, identity, f"--config.data.path={path}")
-    given = pathlib.Path(folders[0]) / codecs.FOLDER
+    given = pathlib.Path(carrier) / codecs.FOLDER
     _keep(workdir, lambda partial: shutil.copytree(given, partial))
 
   return FlowSource(
     source,
-    codecs.load_codec(folders[0]),
+    begun or codecs.load_codec(carrier),
     tuple(folders),
     getattr(source, "member", np.zeros(len(source), int)),
     settle,
     text,
   )
+
+
+def _statistics(codec) -> dict:
+  names = ("latent_mean", "latent_std")
+  return dict(zip(names, (codec.mean, codec.std), strict=True))
 
 
 def _open_files(config, text):
@@ -131,6 +148,14 @@ def _encode_files(config, text, restored, pool):
   _check_dropped(raw, len(found), config.max_dropped)
   names = ("latent_mean", "latent_std")
   statistics = {k: about[k] for k in names if k in about}
+  begun = init_from.open_codec(config)
+  if begun:
+    statistics = _statistics(begun)
+    if weights.digest(begun.params) != weights.digest(params):
+      raise UserError(
+        f"config.vae.workdir={config.vae.workdir} is another autoencoder than"
+        f" that of config.init_from={config.init_from}"
+      )
   if len(statistics) < len(names):
     statistics = encoded.measure(raw, by, data.statistics)
   source = encoded.Encoded(

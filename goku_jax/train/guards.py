@@ -47,6 +47,16 @@ def judge(window: dict, metrics: dict, sigma: float):
   return is_good, select(is_finite, moved, window)
 
 
+def clip(grads, norm, window: dict, sigma: float):
+  """A gradient scaled down to `sigma` deviations above the last norms' mean.
+
+  Before the window is full none is. Norms enter it as they were.
+  """
+  limit = window["grad_norm"].mean() + sigma * window["grad_norm"].std()
+  scale = jnp.where(norm > limit, limit / norm, 1.0)  # NaN is never less
+  return jax.tree.map(lambda g: g * scale, grads)
+
+
 def select(is_good, new, old):
   """The one tree or the other, leaf by leaf where they lie."""
   return jax.tree.map(lambda a, b: jnp.where(is_good, a, b), new, old)

@@ -12,12 +12,12 @@ import json
 import logging
 import math
 import pathlib
+import re
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
 from goku_jax import checkpoint, coordination, costs, files, job
@@ -28,7 +28,14 @@ from goku_jax.flow import noise
 from goku_jax.parallel import batch as batches
 from goku_jax.parallel import mesh as meshes
 from goku_jax.parallel import rules
-from goku_jax.train import flow_task, guards, memory, profiling, vae_task
+from goku_jax.train import (
+  flow_task,
+  guards,
+  init_from,
+  memory,
+  profiling,
+  vae_task,
+)
 from goku_jax.train.emergency import Emergency
 from goku_jax.train.goodput import Goodput
 from goku_jax.train.optimizer import make_optimizer
@@ -41,7 +48,9 @@ from goku_jax.typing import UserError
 TASKS = {"flow": flow_task.make_task, "vae": vae_task.make_task}
 TREES = ("params", "ema", "opt_state", "window", "step", "critic")
 LOCK = ".training"
-GUARDS = dict(sigma=0, window=2, bad_steps=1, rollbacks=0, replay_every=0)
+GUARDS = dict(
+  sigma=0, clip_sigma=0, window=2, bad_steps=1, rollbacks=0, replay_every=0
+)
 GUARDS |= dict(slow_host=0)
 POSITIVE = ("total_steps", "log_every_steps", "save_every_steps")
 POSITIVE += ("show_every_steps",)
@@ -108,6 +117,9 @@ def _train(run):
     ema_decay=config.ema_decay,
     micro_batches=config.micro_batches,
     sigma=config.guards.sigma,
+    clip_sigma=config.guards.clip_sigma,
+    frozen=config.optim.frozen and re.compile(config.optim.frozen),
+    more_ema=tuple(config.more_ema),
   )
   step_fn = jit_step(placed, **settings)
   replay = Replay(config.guards.replay_every, placed, **settings)
@@ -205,8 +217,12 @@ def _check(config):
       raise UserError(f"guards.{name}={value}: set {least} or more")
   if 0 < config.guards.slow_host <= 1:
     raise UserError("guards.slow_host: set more than 1, or 0 for none")
-  if not 0 <= config.ema_decay < 1:
-    raise UserError(f"ema_decay={config.ema_decay}: set 0 or more, below 1")
+  for name, decays in (
+    ("ema_decay", [config.ema_decay]),
+    ("more_ema", config.more_ema),
+  ):
+    if not all(0 <= decay < 1 for decay in decays):
+      raise UserError(f"{name}={config[name]}: set 0 or more, below 1")
 
 
 def _init_or_restore(run, tx, rng, before=None):
@@ -220,6 +236,7 @@ def _init_or_restore(run, tx, rng, before=None):
     tx,
     task.critic and task.critic.init_params(rng),
     window=config.guards.window,
+    more_ema=config.more_ema,
   )
   abstract, placed = rules.lay_out(mesh, init, rng)
   names = ("verify", "fall_back", "restore_gb")
@@ -234,10 +251,12 @@ def _init_or_restore(run, tx, rng, before=None):
   if not found:
     with goodput.book("compile"):
       state = jax.jit(init, out_shardings=placed)(rng)
-    return _start_at(config.get("start"), state, abstract), placed, 0
+    return init_from.begin(config, state, abstract), placed, 0
   step, trees, position = found
   print(f"resumed from step {step} of {config.total_steps}", flush=True)
-  return TrainState(**trees), placed, position["batch"]
+  more = {name: trees.pop(name) for name in abstract.more_ema or ()}
+  state = TrainState(**trees, more_ema=more or None)
+  return state, placed, position["batch"]
 
 
 def _writes() -> bool:
@@ -267,19 +286,10 @@ def _preemption():
       yield lambda step: preempted()
 
 
-def _start_at(workdir, state, abstract):
-  """The initial state at the averaged parameters of another run, if any."""
-  if not workdir:
-    return state
-  step, ema, _ = checkpoint.restore_run(workdir, "ema", abstract.ema)
-  print(f"begins at the average of step {step} of {workdir}", flush=True)
-  # Donation needs buffers of their own.
-  return state.replace(params=jax.tree.map(jnp.copy, ema), ema=ema)
-
-
 def _trees(state: TrainState) -> dict:
   """The state as named trees: evaluation restores one of them alone."""
   trees = {name: getattr(state, name) for name in TREES}
+  trees |= state.more_ema or {}
   return {name: tree for name, tree in trees.items() if tree is not None}
 
 

@@ -37,7 +37,7 @@ def explained(config, mesh, state, batch):
       raise
     held = dict(
       parameters=state.params,
-      averages=state.ema,
+      averages=(state.ema, state.more_ema),
       moments=state.opt_state,
       critic=state.critic,
       batch=batch,

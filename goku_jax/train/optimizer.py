@@ -1,5 +1,8 @@
 """AdamW or Muon with a warm-up and a clipped gradient norm."""
 
+import functools
+import re
+
 import jax
 import optax
 import optax.contrib
@@ -8,18 +11,31 @@ from goku_jax import trees
 from goku_jax.parallel import rules
 from goku_jax.typing import UserError
 
-SCHEDULES = ("constant", "cosine")
+SCHEDULES = ("constant", "cosine", "wsd")
 RULES = ("adamw", "muon")
 MOMENTUM = ("float32", "bfloat16")
 
 
 def make_schedule(
-  *, learning_rate: float, warmup_steps: int, schedule: str, total_steps: int
+  *,
+  learning_rate: float,
+  warmup_steps: int,
+  schedule: str,
+  total_steps: int,
+  decay_steps: int = 0,
 ):
-  """Learning rate by step: a linear rise, then `constant` or `cosine` to 0.
+  """Learning rate by step: a linear rise, then what `schedule` says.
+
+  Args:
+    learning_rate: after the rise.
+    warmup_steps: of the rise.
+    schedule: `constant`, `cosine` to 0, or `wsd` (warm-up, stable, decay): a
+      line to 0 at the end.
+    total_steps: of the run.
+    decay_steps: the last ones, of `wsd`.
 
   Raises:
-    UserError: the schedule is not one of the two, or a number is negative.
+    UserError: the schedule is none of these, or a number cannot be.
   """
   if schedule not in SCHEDULES:
     known = ", ".join(SCHEDULES)
@@ -34,7 +50,16 @@ def make_schedule(
     rest = optax.cosine_decay_schedule(
       learning_rate, max(total_steps - warmup_steps, 1)
     )
-  return optax.join_schedules([rise, rest], [warmup_steps])
+  if schedule != "wsd":
+    return optax.join_schedules([rise, rest], [warmup_steps])
+  if not 0 < decay_steps <= total_steps - warmup_steps:
+    raise UserError(
+      f"optim.decay_steps={decay_steps}: of schedule=wsd set 1 to total_steps"
+      f" - warmup_steps={total_steps - warmup_steps}"
+    )
+  fall = optax.linear_schedule(learning_rate, 0.0, decay_steps)
+  edges = [warmup_steps, total_steps - decay_steps]
+  return optax.join_schedules([rise, rest, fall], edges)
 
 
 def make_optimizer(
@@ -49,12 +74,19 @@ def make_optimizer(
   weight_decay: float,
   clip_norm: float,
   momentum_dtype: str = "float32",
+  decay_steps: int = 0,
+  decayed: str = "kernel$",
+  frozen: str | None = None,
 ) -> optax.GradientTransformation:
   """The update rule; the paper gives none, so every value is the config's.
 
   `muon` makes the updates of kernels orthogonal, scaled to the size of AdamW's
   so that rates are of one kind (arXiv:2502.16982, eq. 4), and leaves the rest
   to AdamW with Nesterov's momentum: `b1` and `b2` are of its moments alone.
+
+  `weight_decay` is of parameters whose path `decayed` finds, a regular
+  expression: of kernels, and of neither biases nor norms. Those that `frozen`
+  finds stay as they are, and have no moments.
 
   Of the moments the first may be held as `momentum_dtype`. The second stays
   float32: what a step adds to it is less than bfloat16 can tell.
@@ -79,23 +111,49 @@ def make_optimizer(
     warmup_steps=warmup_steps,
     schedule=schedule,
     total_steps=total_steps,
+    decay_steps=decay_steps,
   )
   if rule == "muon":
     update = optax.contrib.muon(
       rate,
-      weight_decay=weight_decay,
       adam_b1=b1,
       adam_b2=b2,
-      adam_weight_decay=weight_decay,
       muon_weight_dimension_numbers=_matrices,
       consistent_rms=0.2,
       mu_dtype=momentum_dtype,
     )
   else:
-    update = optax.adamw(
-      rate, b1=b1, b2=b2, weight_decay=weight_decay, mu_dtype=momentum_dtype
-    )
-  return optax.chain(optax.clip_by_global_norm(clip_norm), update)
+    update = optax.adam(rate, b1=b1, b2=b2, mu_dtype=momentum_dtype)
+  if weight_decay:  # beside the update, as AdamW's, of either rule
+    mask = functools.partial(find, read_pattern("optim.decayed", decayed))
+    pull = optax.add_decayed_weights(lambda n: -weight_decay * rate(n), mask)
+    update = optax.chain(update, pull)
+  update = optax.chain(optax.clip_by_global_norm(clip_norm), update)
+  if frozen is None:
+    return update
+  return optax.partition(
+    {False: update, True: optax.set_to_zero()},
+    functools.partial(find, read_pattern("optim.frozen", frozen)),
+  )
+
+
+def read_pattern(name: str, pattern: str) -> re.Pattern:
+  """A regular expression of a config.
+
+  Raises:
+    UserError: it is none.
+  """
+  try:
+    return re.compile(pattern)
+  except re.error as error:
+    raise UserError(f"{name}={pattern!r} is no pattern: {error}") from error
+
+
+def find(pattern: re.Pattern, params):
+  """Which parameters have a path that the pattern finds, as a tree."""
+  return jax.tree.map_with_path(
+    lambda path, _: bool(pattern.search(trees.path_of(path))), params
+  )
 
 
 def _matrices(params):

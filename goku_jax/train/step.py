@@ -1,6 +1,7 @@
 """One optimisation step, as a pure function of state, batch and key."""
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from goku_jax.parallel import rules
-from goku_jax.train import guards
+from goku_jax.train import guards, optimizer
 
 
 @flax.struct.dataclass
@@ -27,9 +28,12 @@ class TrainState:
   window: Any  # of the last finite steps, see guards.py
   # Parameters and `opt_state` of an opponent, where there is one.
   critic: Any = None
+  more_ema: Any = None  # averages with other decays, by `ema_name`
 
 
-def init_state(params, tx, critic_params=None, *, window=128) -> TrainState:
+def init_state(
+  params, tx, critic_params=None, *, window=128, more_ema=()
+) -> TrainState:
   """The state before the first step."""
   critic = critic_params and {
     "params": critic_params,
@@ -42,7 +46,16 @@ def init_state(params, tx, critic_params=None, *, window=128) -> TrainState:
     opt_state=tx.init(params),
     window=guards.init_window(window),
     critic=critic,
+    more_ema={
+      ema_name(decay): jax.tree.map(jnp.copy, params) for decay in more_ema
+    }
+    or None,
   )
+
+
+def ema_name(decay: float) -> str:
+  """Of the tree of an average that a run keeps beside `ema`."""
+  return f"ema_{decay:.9f}".rstrip("0").replace("0.", "")
 
 
 def ema_decay_at(step, decay: float):
@@ -85,6 +98,14 @@ class Critic(NamedTuple):
   init_params: Callable  # rng -> its parameters
   # (params, its, batch, rng, step) -> ((gradient, its), sums and counts)
   grad_fn: Callable
+
+
+def leave_out(grads, frozen: re.Pattern | None):
+  """A gradient that is zero, and so never computed, where `frozen` finds it."""
+  if frozen is None:
+    return grads
+  zero = lambda is_frozen, g: jnp.zeros_like(g) if is_frozen else g
+  return jax.tree.map(zero, optimizer.find(frozen, grads), grads)
 
 
 def lay_out(params, dtype):
@@ -134,6 +155,9 @@ def train_step(
   critic: Critic | None = None,
   dtype=jnp.float32,
   sigma: float = 0.0,
+  clip_sigma: float = 0.0,
+  frozen: re.Pattern | None = None,
+  more_ema: tuple[float, ...] = (),
 ):
   """Advances `state` by one batch; returns it and scalar metrics.
 
@@ -150,6 +174,9 @@ def train_step(
     critic: an opponent, whose gradients then stand in place of `loss_fn`'s.
     dtype: of the model's matrix products.
     sigma: above which a loss or gradient is a spike; 0: never.
+    clip_sigma: to which a gradient is scaled down, see `guards.clip`; 0: none.
+    frozen: finds the paths of parameters that have no gradient.
+    more_ema: decays of more averages.
 
   A metric of which the batch holds no sample is not a number.
 
@@ -169,13 +196,16 @@ def train_step(
   grads = jax.tree.map(lambda g: g.astype(jnp.float32) / count, grads)
   if critic is not None:
     grads, critic_grads = grads
-  grads = rules.constrain(grads)
+  grads = rules.constrain(leave_out(grads, frozen))
+  norm = optax.tree.norm(grads)
+  if clip_sigma:
+    grads = guards.clip(grads, norm, state.window, clip_sigma)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   decay = ema_decay_at(state.step, ema_decay)
   metrics = {name: total / n for name, (total, n) in sums.items()}
   metrics["loss"] = sums["loss"][0] / count
-  metrics["grad_norm"] = optax.tree.norm(grads)
+  metrics["grad_norm"] = norm
   is_good, window = guards.judge(state.window, metrics, sigma)
   if critic is not None:
     is_good &= jnp.isfinite(optax.tree.norm(critic_grads))
@@ -184,6 +214,15 @@ def train_step(
     params=params,
     ema=optax.incremental_update(params, state.ema, 1 - decay),
     opt_state=opt_state,
+    more_ema={
+      ema_name(decay): optax.incremental_update(
+        params,
+        state.more_ema[ema_name(decay)],
+        1 - ema_decay_at(state.step, decay),
+      )
+      for decay in more_ema
+    }
+    or None,
   )
   if critic is not None:
     new = new.replace(critic=_update(state.critic, critic_grads, tx))

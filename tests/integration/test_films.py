@@ -50,7 +50,7 @@ def trained(shots, tmp_path_factory):
   }
   first, second = folder / "first", folder / "second"
   run("train", workdir=first, **changes, **{"config.total_steps": 2})
-  changes |= {"config.start": first, "config.data.videos.crop": 32}
+  changes |= {"config.init_from": first, "config.data.videos.crop": 32}
   run("train", workdir=second, **changes, **{"config.total_steps": 1})
   return second
 

@@ -6,20 +6,35 @@ import numpy as np
 import optax
 import pytest
 
+from goku_jax import trees
 from goku_jax.train.optimizer import make_optimizer, make_schedule
 from goku_jax.typing import UserError
 
 RULE = dict(b1=0.9, b2=0.99, weight_decay=0.0, clip_norm=1.0)
 
 
-def schedule_of(kind, warmup_steps=10, total_steps=110):
+def schedule_of(kind, warmup_steps=10, total_steps=110, **more):
   schedule = make_schedule(
     learning_rate=2.0,
     warmup_steps=warmup_steps,
     schedule=kind,
     total_steps=total_steps,
+    **more,
   )
   return np.array([schedule(s) for s in range(total_steps + 1)])
+
+
+def test_the_stable_rate_falls_in_a_line_at_the_end():
+  wsd = schedule_of("wsd", decay_steps=20)
+  np.testing.assert_allclose(wsd[:11], np.linspace(0, 2, 11), rtol=1e-6)
+  assert (wsd[10:91] == 2.0).all()
+  np.testing.assert_allclose(wsd[90:], np.linspace(2, 0, 21), atol=1e-6)
+
+
+@pytest.mark.parametrize("decay_steps", [0, 101])
+def test_a_fall_that_does_not_fit_the_run_is_refused(decay_steps):
+  with pytest.raises(UserError, match=f"decay_steps={decay_steps}: .* 1 to"):
+    schedule_of("wsd", decay_steps=decay_steps)
 
 
 @pytest.mark.parametrize("kind", ["constant", "cosine"])
@@ -73,8 +88,36 @@ def test_the_gradient_is_clipped_by_its_whole_norm():
 def test_decay_pulls_parameters_beside_the_update():
   plain, _ = first_update((0.3, -0.4))
   np.testing.assert_allclose(plain, [-0.1, 0.1], rtol=1e-4)
-  decayed, _ = first_update((0.3, -0.4), weight_decay=0.5)
+  decayed, _ = first_update((0.3, -0.4), weight_decay=0.5, decayed="w")
   np.testing.assert_allclose(decayed - plain, [-0.05, 0.1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["adamw", "muon"])
+def test_kernels_decay_and_norms_and_biases_do_not(rule):
+  params = {n: jnp.ones((4, 4)) for n in ("kernel", "scale", "bias")}
+  still = jax.tree.map(jnp.zeros_like, params)
+  update, _ = update_of(params, still, weight_decay=0.5, rule=rule)
+  np.testing.assert_allclose(update["kernel"], -0.05, rtol=1e-5)
+  assert not update["scale"].any()
+  assert not update["bias"].any()
+
+
+@pytest.mark.parametrize("rule", ["adamw", "muon"])
+def test_what_is_frozen_stays_and_has_no_moments(rule):
+  params = {n: {"kernel": jnp.ones((4, 8))} for n in ("head", "body")}
+  more = dict(weight_decay=0.5, rule=rule, frozen="^body/")
+  update, state = update_of(params, params, **more)
+  assert update["head"]["kernel"].all()
+  assert not update["body"]["kernel"].any()
+  names = [trees.path_of(k) for k, _ in jax.tree.leaves_with_path(state)]
+  assert any("head/kernel" in name for name in names)
+  assert not any("body" in name for name in names)
+
+
+@pytest.mark.parametrize("name", ["decayed", "frozen"])
+def test_what_is_no_pattern_is_refused(name):
+  with pytest.raises(UserError, match=rf"optim\.{name}='\(' is no pattern"):
+    first_update((0.3, 0.4), weight_decay=0.1, **{name: "("})
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import re
 
 import chex
 import jax
@@ -99,6 +100,49 @@ def test_the_average_forgets_as_its_formula_says(decay):
     d = min(decay, (1 + k) / (10 + k))
     ema = d * ema + (1 - d) * float(state.params["w"])
     np.testing.assert_allclose(state.ema["w"], ema, rtol=1e-5)
+
+
+def test_more_averages_have_decays_of_their_own():
+  tx = optax.sgd(0.1)
+  settings = dict(loss_fn=toy_loss, tx=tx, more_ema=(0.5, 0.9))
+  state = steps.init_state({"w": jnp.float32(0)}, tx, more_ema=(0.5, 0.9))
+  for _ in range(12):
+    state, _ = steps.train_step(
+      state, {"x": jnp.ones(2)}, jax.random.key(0), ema_decay=0.2, **settings
+    )
+  for name, decay in (("ema_5", 0.5), ("ema_9", 0.9)):
+    alone = toy_average(decay)
+    np.testing.assert_allclose(state.more_ema[name]["w"], alone, rtol=1e-6)
+  np.testing.assert_allclose(state.ema["w"], toy_average(0.2), rtol=1e-6)
+
+
+def toy_average(decay):
+  """That of twelve steps towards 1."""
+  w, ema = 0.0, 0.0
+  for k in range(12):
+    w += 0.2 * (1 - w)
+    d = min(decay, (1 + k) / (10 + k))
+    ema = d * ema + (1 - d) * w
+  return ema
+
+
+def test_what_is_frozen_has_no_gradient():
+  def loss(params, batch, rng):
+    return toy_loss({"w": params["w"] + params["still"]}, batch, rng)
+
+  tx = optax.sgd(1.0)
+  state = steps.init_state({"w": jnp.float32(0), "still": jnp.float32(0)}, tx)
+  state, metrics = steps.train_step(
+    state,
+    {"x": jnp.array([1.0, 3.0])},
+    jax.random.key(0),
+    loss_fn=loss,
+    tx=tx,
+    ema_decay=0.9,
+    frozen=re.compile("^still$"),
+  )
+  assert (state.params["w"], state.params["still"]) == (4, 0)  # by sgd
+  assert metrics["grad_norm"] == 4  # of what is trained alone
 
 
 def test_no_samples_move_nothing():

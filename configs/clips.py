@@ -144,4 +144,5 @@ def flow(config, arg, pixels):
     shift=3.0,
     shift_tokens=0,  # as loss.time has it
     seed=0,
+    fit="crop",  # given frames of another aspect; or pad
   )

@@ -14,6 +14,11 @@ launch/quickstart.sh.
 Without data.path the flow model is trained on the pixels themselves. It is
 steered by captions; condition=class takes the digit as a class in their place,
 as the paper's pilot on ImageNet does (section 2.3), condition=both takes both.
+given tells it of frames of the clips as well, above all the first (section
+2.5), best from the weights of one that was not:
+
+  python -m goku_jax.train --config=configs/digits.py:given \
+    --config.data.path=LATENTS --config.init_from=FLOW --workdir=I2V
 """
 
 import ml_collections as mlc
@@ -24,7 +29,9 @@ from configs import common
 
 def get_config(arg=None):
   """A stage: `flow` (default), `vae` or `prepare`; `debug` shrinks it."""
-  arg = common.parse_arg(arg, stage="flow", debug=False, condition="text")
+  arg = common.parse_arg(
+    arg, stage="flow", debug=False, condition="text", given=False
+  )
   stages = {"flow": flow, "vae": vae, "prepare": prepare}
   if arg.stage not in stages:
     raise ValueError(f"stage={arg.stage!r} is not one of {sorted(stages)}")
@@ -32,6 +39,8 @@ def get_config(arg=None):
   config.stage = arg.stage
   config.seed = 0
   stages[arg.stage](config, arg.debug)
+  if arg.given:
+    add_given(config)
   if arg.condition != "text":
     add_classes(config, arg.condition)
   return config
@@ -129,6 +138,7 @@ def flow(config, debug):
     shift=3.0,
     shift_tokens=0,  # as loss.time has it
     seed=0,
+    fit="crop",  # given frames of another aspect; or pad
   )
   config.evals = dict(  # by suite, read by the job eval and by training
     losses=common.losses(num_samples=16 if debug else 256),
@@ -154,3 +164,11 @@ def add_classes(config, condition):
   if condition == "class":
     del config.model.text
     config.sample.prompts = ()
+
+
+def add_given(config):
+  """Tells the flow model of frames of the clips."""
+  if config.stage != "flow":
+    raise ValueError("given is of stage=flow")
+  config.model.conditioned = True
+  config.data.given = common.given()

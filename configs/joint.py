@@ -98,5 +98,6 @@ def get_config(arg=None):
     shift=3.0,
     shift_tokens=0,  # as loss.time has it
     seed=0,
+    fit="crop",  # given frames of another aspect; or pad
   )
   return config

@@ -69,6 +69,7 @@ def make_batch(config, model, mesh, grid, text: int) -> dict:
     patch_size=tuple(cfg.patch_size),
     channels=cfg.latent_channels,
     null_text=np.zeros((1, width), np.float16),
+    conditioned=cfg.conditioned,
   )
   rows = len(batches.own_rows(mesh, data.num_packs))
   return {name: np.repeat(x, rows, 0) for name, x in pack.items()}

@@ -75,12 +75,13 @@ def pack(
   patch_size=(1, 2, 2),
   channels: int,
   null_text: np.ndarray = schema.NO_TEXT,
+  conditioned: bool = False,
 ) -> dict[str, np.ndarray]:
   """One pack (B = 1) of samples, the arrays of `schema.FLOW`.
 
   A sample holds `mean` and `logvar` [T, H, W, C], `text_ids`,
-  `text_embeddings` [s, E], `class`, `index`, `visit` and, in training,
-  `quantile`.
+  `text_embeddings` [s, E], `class`, `index`, `visit`, in training
+  `quantile`, and perhaps `condition` [T, H, W, C + 1].
 
   Args:
     samples: perhaps none.
@@ -88,10 +89,19 @@ def pack(
     patch_size: of a token.
     channels: of the latents, C.
     null_text: embedding of the empty caption [1, E].
+    conditioned: whether the model takes conditions.
   """
-  width = int(np.prod(patch_size)) * channels
+  volume = int(np.prod(patch_size))
   L, S, G = capacity
-  batch = schema.empty_packs(B=1, L=L, P=width, S=S, G=G, E=null_text.shape[1])
+  batch = schema.empty_packs(
+    B=1,
+    L=L,
+    P=volume * channels,
+    S=S,
+    G=G,
+    E=null_text.shape[1],
+    K=volume * (channels + 1) * conditioned,
+  )
   row = {name.rsplit("_", 1)[0]: array[0] for name, array in batch.items()}
   row["text_ids"][0] = tokenize.EOS
   row["text_embeddings"][0] = null_text[0]
@@ -105,6 +115,8 @@ def pack(
     here, there = slice(token, to_token), slice(text, to_text)
     row["tokens"][here] = tokens
     row["tokens_logvar"][here] = patches.patchify(sample["logvar"], patch_size)
+    if "condition" in sample:
+      row["condition"][here] = patches.patchify(sample["condition"], patch_size)
     row["segment_ids"][here] = g + 1
     grid = patches.token_grid(sample["mean"].shape, patch_size)
     row["positions"][here] = patches.grid_positions(grid)
@@ -138,7 +150,11 @@ def _segment(batch, b: int, g: int, patch_size) -> dict:
   latents = lambda name: patches.unpatchify(
     batch[name][b, tokens], grid, patch_size
   )
+  condition = {}
+  if batch["condition_BLK"].shape[-1]:
+    condition["condition"] = latents("condition_BLK")
   return {
+    **condition,
     "mean": latents("tokens_BLP"),
     "logvar": latents("tokens_logvar_BLP"),
     "text_ids": batch["text_ids_BS"][b, text],

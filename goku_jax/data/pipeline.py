@@ -28,10 +28,14 @@ def flow_batches(
   patch_size,
   first_step: int,
   num_steps: int,
+  given=None,
   rows_of=np.arange,
   threads: int = 2,
 ):
-  """Iterator of packed batches of a source of latents (`sources.py`)."""
+  """Iterator of packed batches of a source of latents (`sources.py`).
+
+  With `given`, a `given.Given`, samples have conditions.
+  """
   if len(source) != len(planner.sizes):
     raise ValueError(
       f"the plan is of {len(planner.sizes)} samples, the source has "
@@ -48,6 +52,8 @@ def flow_batches(
       length = int(planner.sizes[index, 1])
       text = {k: tokenize.cut(sample[k], length) for k in TEXT}
       told = {"visit": visit, "quantile": quantiles[index, visit]}
+      if given:
+        told["condition"] = given.draw(sample, visit)
       samples.append({**sample, **text, **told})
     return packing.pack(
       samples,
@@ -55,6 +61,7 @@ def flow_batches(
       patch_size=patch_size,
       channels=source.channels,
       null_text=source.null_text,
+      conditioned=given is not None,
     )
 
   def read_step(step):

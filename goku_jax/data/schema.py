@@ -5,6 +5,7 @@ The letters at the end of a name are its shape:
   B packs (or clips, or images)   L tokens a pack      P numbers a token
   S text tokens a pack            G segments a pack    3 is three
   E numbers a text token          T H W frames, height, width     C colours
+  K numbers of a token's condition
 
 Segment g, from 1, is the g-th sample of its pack: it is column g - 1 of the
 arrays that end in G. A single image is a video of one frame.
@@ -24,6 +25,9 @@ FLOW = {
   "tokens_BLP": np.float32,
   # Log-variance of the posterior in the same units; NO_LOGVAR where none.
   "tokens_logvar_BLP": np.float32,
+  # What is given of the clip (data/given.py), patchified; K = 0 where the model
+  # takes nothing.
+  "condition_BLK": np.float32,
   # 1..G, or PADDING.
   "segment_ids_BL": np.int32,
   # (t, h, w) of the token on its own sample's grid.
@@ -68,8 +72,8 @@ def shape_of(name: str, **sizes: int) -> tuple[int, ...]:
 
 
 def empty_packs(**sizes: int) -> dict[str, np.ndarray]:
-  """Packs without a sample, as many as `B` says; `E` is 0 by default."""
-  sizes = {"E": 0} | sizes
+  """Packs without a sample, as many as `B` says; `E`, `K` are 0 by default."""
+  sizes = {"E": 0, "K": 0} | sizes
   batch = {k: np.zeros(shape_of(k, **sizes), v) for k, v in FLOW.items()}
   batch["tokens_logvar_BLP"].fill(NO_LOGVAR)
   batch["sample_index_BG"].fill(-1)

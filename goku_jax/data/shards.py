@@ -6,10 +6,11 @@ what order, changes no byte. Names are all the coordination there is: whoever
 finds every shard whole makes the folder whole.
 
   shard-00000.array_record ...  a record a sample: safetensors of `mean`,
-                  `logvar` and, of a clip, `first_mean` and `first_logvar`, its
-                  first frame encoded alone; `about`, JSON with the captions and
-                  where it is from; `text_0` ..., an embedding of each caption
-                  where there is a text encoder; numbers (`digit`, ...)
+                  `logvar` and, of a clip, the same of its first and its last
+                  frame, each encoded alone (`first_mean`, ...); `about`, JSON
+                  with the captions and where it is from; `text_0` ..., an
+                  embedding of each caption where there is a text encoder;
+                  numbers (`digit`, ...)
   shard-00000.json ...          written after it: its digest, the rows of its
                   samples in the index, and the items that were left out
   index.npz       `sizes` int64 [n, 3]: t, h, w of the latents; `pieces` and
@@ -92,8 +93,8 @@ class ShardWriter:
     Args:
       number: of the shard.
       records: dicts of `mean` and `logvar` [t, h, w, c], `about` (a dict with
-        `captions`, a list of str), perhaps `first_mean`, `first_logvar` [1, h,
-        w, c], `text` (a list of float16 [tokens, E]) and numbers.
+        `captions`, a list of str), perhaps `first_mean`, `last_logvar`, ...
+        [1, h, w, c], `text` (a list of float16 [tokens, E]) and numbers.
       dropped: `key` and `reason` of items that gave no record; looked at when
         `records` has ended.
     """

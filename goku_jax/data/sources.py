@@ -9,6 +9,8 @@ them, and `read(index, visit)`, a sample of
   text_ids         int32 [s], the whole caption and EOS
   text_embeddings  float16 [s, E] of it, E = 0 where the model reads the pieces
   class, index     int, the class below num_classes
+  first, last      of a clip, float32 [1, H, W, C], its first and last frame,
+                   each encoded alone; where models are told of given frames
 
 A sample with several captions shows another one at each visit, drawn by index
 and visit. `null_text` float16 [1, E] is the embedding of no caption.
@@ -65,6 +67,8 @@ class Pixels:
       "text_embeddings": np.zeros((len(ids), 0), np.float16),
       "class": int(sample.get("digit", 0)),
       "index": index,
+      "first": mean[:1],
+      "last": mean[-1:],
     }
 
 
@@ -136,7 +140,13 @@ class Latents:
     else:
       ids = tokenize.encode(captions[k])
       embeddings = np.zeros((len(ids), 0), np.float16)
+    alone = {
+      name: (record[f"{name}_mean"] - self._mean) / self._std
+      for name in ("first", "last")
+      if f"{name}_mean" in record
+    }
     return {
+      **alone,
       "mean": (mean - self._mean) / self._std,
       "logvar": logvar - 2 * np.log(self._std),
       "text_ids": ids,

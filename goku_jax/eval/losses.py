@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from goku_jax import weights
-from goku_jax.data import digits, packing, sources, tokenize
+from goku_jax.data import digits, given, packing, sources, tokenize
 from goku_jax.data.pipeline import TEXT
 from goku_jax.flow import noise, objective
 from goku_jax.parallel.batch import fetch
@@ -118,14 +118,20 @@ def batches(run: Restored, source, count: int):
   cfg = run.model.config
   patch_size = tuple(cfg.patch_size)
   sizes = source.sizes(patch_size, run.config.data.max_text)[:count]
-  least, given = sizes.max(0), run.config.data.pack
+  least, pack = sizes.max(0), run.config.data.pack
   capacity = packing.Capacity(
-    max(given.tokens, least[0]), max(given.text, least[1] + 1), given.segments
+    max(pack.tokens, least[0]), max(pack.text, least[1] + 1), pack.segments
   )
+
+  conditions = None
+  if cfg.conditioned:
+    conditions = given.Given(run.config.seed, **run.config.data.given)
 
   def read(index):
     sample = source.read(index, 0)
     text = {k: tokenize.cut(sample[k], int(sizes[index, 1])) for k in TEXT}
+    if conditions:
+      text["condition"] = conditions.draw(sample, 0)
     return {**sample, **text, "visit": 0}
 
   def make(members):
@@ -135,6 +141,7 @@ def batches(run: Restored, source, count: int):
       patch_size=patch_size,
       channels=source.channels,
       null_text=source.null_text,
+      conditioned=cfg.conditioned,
     )
 
   dealt = packing.deal(sizes, capacity)

@@ -57,6 +57,7 @@ class Goku(nn.Module):
       text_segment_ids_BS=batch["text_segment_ids_BS"],
       class_BG=batch["class_BG"],
       dropped_BG=dropped_BG,
+      condition_BLK=batch["condition_BLK"] if self.config.conditioned else None,
     )
 
   def __call__(

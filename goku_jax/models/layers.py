@@ -87,6 +87,35 @@ class TimestepEmbedding(nn.Module):
     return dense("down")(nn.silu(dense("up")(timestep_features(t_BG))))
 
 
+class Condition(nn.Module):
+  """Given frames joined to noised latents along channels, and brought back.
+
+  One layer over channels (section 2.5), which at first passes the latents
+  through and ignores the rest, so that training begins at text-to-video.
+
+  Letters: L tokens, P patch volume times C channels, K volume times C + 1.
+  """
+
+  channels: int  # C
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    tokens_BLP: Float[Array, "B L P"],
+    condition_BLK: Float[Array, "B L K"],
+  ) -> Float[Array, "B L P"]:
+    cells = tokens_BLP.shape[-1] // self.channels
+    split = lambda x: x.reshape(*x.shape[:2], cells, -1)
+    joined = jnp.concatenate([split(tokens_BLP), split(condition_BLK)], -1)
+    return nn.Dense(
+      self.channels,
+      kernel_init=lambda rng, shape, dtype: jnp.eye(*shape, dtype=dtype),
+      dtype=self.dtype,
+      name="mix",
+    )(joined).reshape(tokens_BLP.shape)
+
+
 class Mlp(nn.Module):
   """Two layers with the tanh approximation of GELU between them."""
 

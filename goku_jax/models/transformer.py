@@ -41,6 +41,7 @@ class TransformerConfig:
   latent_channels: int = 16
   text_width: int = 0  # 0: no cross-attention
   num_classes: int = 0  # 0: no class embedding
+  conditioned: bool = False  # on given frames (section 2.5)
   attention_bias: bool = False
   rotate_cross_queries: bool = True  # as the released code does
   rope_theta: float = 10_000.0
@@ -56,6 +57,12 @@ class TransformerConfig:
     """Numbers in a token: P."""
     t, h, w = self.patch_size
     return t * h * w * self.latent_channels
+
+  @property
+  def condition_width(self) -> int:
+    """Numbers of a token's condition: K, with one more channel."""
+    t, h, w = self.patch_size
+    return t * h * w * (self.latent_channels + 1) * self.conditioned
 
 
 VARIANTS = {
@@ -199,6 +206,7 @@ class Transformer(nn.Module):
     text_segment_ids_BS: Int[Array, "B S"] | None = None,
     class_BG: Int[Array, "B G"] | None = None,
     dropped_BG: Bool[Array, "B G"] | None = None,
+    condition_BLK: Float[Array, "B L K"] | None = None,
   ) -> Float[Array, "B L P"]:
     """Predicts `data - noise` at flow time `t_BG` (0 noise, 1 data)."""
     cfg = self.config
@@ -237,6 +245,10 @@ class Transformer(nn.Module):
     # Segments are dealt as tokens are, and so the gradients of all `adaln`.
     c_BGD = nn.with_logical_constraint(c_BGD, ("batch", "tokens", None))
 
+    if cfg.conditioned:
+      tokens_BLP = layers.Condition(
+        cfg.latent_channels, cfg.dtype, name="condition"
+      )(tokens_BLP, condition_BLK)
     x_BLD = nn.Dense(
       cfg.width, kernel_init=layers.xavier, dtype=cfg.dtype, name="patch_in"
     )(tokens_BLP)

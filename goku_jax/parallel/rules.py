@@ -29,6 +29,7 @@ TABLE = (
   (r"/(q|k|v|qkv|up)/kernel$", P("fsdp", SPLIT)),
   (r"attn(_\d)?/out/kernel$|/down/kernel$", P((HEADS, "fsdp"), TOKENS)),
   (r"/adaln/kernel$", P("fsdp", TOKENS)),
+  (r"/condition/mix/kernel$", P()),
   (r"/patch_in/kernel$", P(None, STATE)),
   (r"/patch_out/kernel$|(?<!attn)(?<!attn_\d)/out/kernel$", P(STATE, None)),
   (r"/(class|bytes|pieces)/embedding$", P(None, STATE)),

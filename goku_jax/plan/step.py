@@ -15,7 +15,7 @@ from goku_jax.parallel import batch as batches
 from goku_jax.parallel import mesh as meshes
 from goku_jax.parallel import rules
 from goku_jax.parallel.attention import check_heads
-from goku_jax.sample.restore import init_params, mesh_fns
+from goku_jax.sample.restore import init_params, mesh_fns, process_of
 from goku_jax.sample.sampler import integrate
 from goku_jax.train.optimizer import make_optimizer
 from goku_jax.train.step import init_state, jit_step
@@ -108,7 +108,7 @@ def lower_sample(config, devices) -> Lowered:
     lowered = integrate.lower(
       *(model, params, batch, whole(mesh, rng), scalar, scalar),
       config.sample.num_steps,
-      "euler",
+      process_of(config).solvers["euler"],
     )
   return Lowered(lowered, model, mesh, params)
 
@@ -160,6 +160,7 @@ def abstract_batch(config, model, mesh) -> dict:
     S=data.pack.text,
     G=data.pack.segments,
     P=cfg.patch_width,
+    K=cfg.condition_width,
     E=0 if model.text_config else cfg.text_width,
   )
   return abstract_arrays(schema.FLOW, sizes, mesh)

@@ -180,13 +180,17 @@ def _windows(cuts):
 
 
 def _encode(encode_by, samples):
-  """Moments of clips and of the first frame of each, encoded alone."""
+  """Moments of clips, and of the first and last frame of each, alone."""
   videos = [sample["video"] for sample in samples]
   moving = [i for i, video in enumerate(videos) if len(video) > 1]
-  found = encoder.encode(encode_by, videos + [videos[i][:1] for i in moving])
+  ends = {"first": np.s_[:1], "last": np.s_[-1:]}
+  alone = [(i, name) for i in moving for name in ends]
+  frames = [videos[i][ends[name]] for i, name in alone]
+  found = encoder.encode(encode_by, videos + frames)
   arrays = [dict(mean=m, logvar=v) for m, v in found[: len(videos)]]
-  for i, (mean, logvar) in zip(moving, found[len(videos) :], strict=True):
-    arrays[i] |= dict(first_mean=mean, first_logvar=logvar)
+  for (i, name), moments in zip(alone, found[len(videos) :], strict=True):
+    kinds = (f"{name}_mean", f"{name}_logvar")
+    arrays[i] |= dict(zip(kinds, moments, strict=True))
   return arrays
 
 

@@ -8,8 +8,10 @@ prompt a line and --out a folder. A model with classes takes --class_label=N
 beside the prompt, or in its place where it reads no text. --motion_score=4.2
 asks for more or less motion of a model whose captions told it. What is not
 given is as the run's own config has it (`sample`); solver and fps it does not
-hold. The same seed gives the same bytes; prompt i of a file has noise of its
-own. Files carry prompt, seed and settings as metadata.
+hold. --image=FILE, and perhaps --last_image=FILE, or --clip=FILE, whose first
+--clip_frames are continued, give frames to a model that was trained on such
+(`model.conditioned`). The same seed gives the same bytes; prompt i of a file
+has noise of its own. Files carry prompt, seed and settings as metadata.
 """
 
 import pathlib
@@ -24,6 +26,10 @@ OF_RUN = "; the run's config.sample by default"
 flags.DEFINE_string("prompt", None, "what to show")
 flags.DEFINE_string("prompts", None, "file of prompts, one a line")
 flags.DEFINE_integer("class_label", None, "for a model that has classes")
+flags.DEFINE_string("image", None, "file of the first frame")
+flags.DEFINE_string("last_image", None, "file of the last frame")
+flags.DEFINE_string("clip", None, "file of frames to be continued")
+flags.DEFINE_integer("clip_frames", 0, "4k+1 of them; 0: all", lower_bound=0)
 flags.DEFINE_string("out", None, "file (mp4, gif, png, npz), or folder")
 flags.DEFINE_integer("num_frames", None, f"4k+1; 1 is an image{OF_RUN}")
 flags.DEFINE_integer("height", None, f"pixels{OF_RUN}")
@@ -54,6 +60,10 @@ def main(
   upscale,
   weights,
   solver=None,
+  clip_frames=0,
+  image=None,
+  last_image=None,
+  clip=None,
   prompt=None,
   prompts=None,
   num_frames=None,
@@ -71,24 +81,27 @@ def main(
   """Returns the files written."""
   started = time.perf_counter()
   from goku_jax.data import clips, video_io
-  from goku_jax.sample import draw, requests, restore
+  from goku_jax.sample import draw, given, requests, restore
 
   captions = requests.read_prompts(prompt, prompts, class_label)
   if motion_score is not None:
     captions = [clips.add_motion_score(c, motion_score) for c in captions]
   trained = job.load_config(workdir, "flow").sample
-  given = dict(
+  asked = dict(
     num_frames=num_frames,
     num_steps=num_steps,
     guidance_scale=guidance_scale,
     shift=shift,
     seed=seed,
   )
-  settings = {k: trained[k] if v is None else v for k, v in given.items()}
+  settings = {k: trained[k] if v is None else v for k, v in asked.items()}
   settings["shift_tokens"] = trained.get("shift_tokens", 0)
   settings["solver"] = solver
   files = requests.name_files(
     out, captions, settings["num_frames"], many=bool(prompts)
+  )
+  frames = given.read_frames(
+    image=image, last_image=last_image, clip=clip, clip_frames=clip_frames
   )
   run = restore.restore(
     workdir, step=step, weights=weights, text_encoder=text_encoder
@@ -100,6 +113,7 @@ def main(
       captions,
       labels=labels,
       size=(height, width),
+      given=[frames] * len(captions) if frames else None,
       progress=progress.update,
       **settings,
     )

@@ -7,6 +7,7 @@ import numpy as np
 from goku_jax.data import packing, schema
 from goku_jax.flow import noise, times
 from goku_jax.sample import codec as codecs
+from goku_jax.sample import given as encode_given
 from goku_jax.sample import requests
 from goku_jax.sample.restore import Restored, process_of
 from goku_jax.sample.sampler import sample_latents
@@ -21,12 +22,15 @@ def draw(
   labels: list[int] | None = None,
   size: tuple = (None, None),
   indices: list[int] | None = None,
+  given: list[dict] | None = None,
   progress=None,
   **settings,
 ) -> list[np.ndarray]:
   """Videos uint8 `[T, H, W, 3]` of captions; `size` as trained by default.
 
   `indices` are the samples whose noise they get; their places by default.
+  `given` are frames of each that are known, uint8 `[n, H, W, 3]` by place, as
+  `given.read_frames` has them.
   `settings` are what else `check` takes: num_steps, guidance_scale, seed,
   solver, shift and shift_tokens.
 
@@ -41,6 +45,9 @@ def draw(
   tokens = math.prod(shape[:3]) // math.prod(run.model.config.patch_size)
   shift_tokens = settings.pop("shift_tokens", 0)
   shift = times.shift_of(settings.pop("shift", 1.0), shift_tokens, tokens)
+  conditions = None
+  if given is not None:
+    conditions = [_encode_given(run, shape, frames) for frames in given]
   latents = sample_latents(
     run.model,
     run.params,
@@ -51,6 +58,7 @@ def draw(
     embed=run.text and run.text.encode,
     labels=labels,
     indices=indices,
+    conditions=conditions,
     ranks=run.ranks,
     progress=progress,
     solve=solve,
@@ -66,6 +74,24 @@ def draw(
         f" {run.step} is broken, take an earlier one"
       )
   return codecs.decode_together(run.codec, latents)
+
+
+def _encode_given(run, shape, frames):
+  if not run.model.config.conditioned:
+    raise UserError(
+      "this model was not trained on given frames: leave them out, or begin one"
+      " with model.conditioned=true at its weights (init_from)"
+    )
+  height, width = (
+    n * stride
+    for n, stride in zip(shape[1:3], run.codec.stride[1:], strict=True)
+  )
+  how = run.config.sample.fit
+  fitted = {
+    place: encode_given.fit(video, height, width, how)
+    for place, video in frames.items()
+  }
+  return encode_given.encode(run.codec, shape, fitted)
 
 
 def check(

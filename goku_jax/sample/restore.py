@@ -103,7 +103,8 @@ def mesh_fns(config, mesh) -> dict:
 
 def init_params(model, rng):
   """Initial parameters, which depend on no size of a pack."""
-  sizes = dict(P=model.config.patch_width, E=model.config.text_width)
+  cfg = model.config
+  sizes = dict(P=cfg.patch_width, E=cfg.text_width, K=cfg.condition_width)
   packs = schema.empty_packs(B=1, L=8, S=8, G=1, **sizes)
   batch = jax.tree.map(jnp.asarray, packs)
   dropped_BG = jnp.zeros(batch["visit_BG"].shape, bool)

@@ -37,6 +37,7 @@ def sample_latents(
   embed=None,
   labels: list[int] | None = None,
   indices: list[int] | None = None,
+  conditions: list[np.ndarray] | None = None,
   ranks: int = 1,
   progress=None,
 ) -> list[np.ndarray]:
@@ -57,6 +58,8 @@ def sample_latents(
     embed: captions to embeddings [s, E], for a model that reads those.
     labels: classes to show; without them the class counts as dropped.
     indices: whose noise each sample gets; its place in the list by default.
+    conditions: of a model that is told of given frames (data/given.py); nothing
+      is given by default.
     ranks: of the mesh, which share the packs.
     progress: called with the number of samples done.
   """
@@ -87,6 +90,8 @@ def sample_latents(
       texts, embeddings, shapes, labels, indices, strict=True
     )
   ]
+  for sample, condition in zip(samples, conditions or (), strict=False):
+    sample["condition"] = condition
   sizes = np.array(
     [
       (np.prod(s["mean"].shape[:3]) // np.prod(patch_size), len(s["text_ids"]))
@@ -99,8 +104,14 @@ def sample_latents(
     capacity.segments,
   )
   L, S, G = capacity
+  cfg = model.config
   sizes_of_pack = dict(
-    L=L, P=model.config.patch_width, S=S, G=G, E=null_text.shape[1]
+    L=L,
+    P=cfg.patch_width,
+    S=S,
+    G=G,
+    E=null_text.shape[1],
+    K=cfg.condition_width,
   )
   packs = packing.deal(sizes, capacity)
   num_packs = min(NUM_PACKS, 1 << (len(packs) - 1).bit_length())
@@ -115,6 +126,7 @@ def sample_latents(
         patch_size=patch_size,
         channels=model.config.latent_channels,
         null_text=null_text,
+        conditioned=cfg.conditioned,
       )
       for p in here
     ]

@@ -26,12 +26,21 @@ class Encoded:
     text: a `sample.t5.T5` where captions are wanted as embeddings.
     max_shapes: of clips, each of which compiles an encoder.
     max_dropped: share of the samples that may fail.
+    ends: whether the first and last frame of clips are encoded alone too.
   """
 
   def __init__(
-    self, raw, encode_by, statistics, *, text=None, max_shapes, max_dropped
+    self,
+    raw,
+    encode_by,
+    statistics,
+    *,
+    text=None,
+    max_shapes,
+    max_dropped,
+    ends=False,
   ):
-    self.raw, self.num_classes = raw, raw.num_classes
+    self.raw, self.num_classes, self._ends = raw, raw.num_classes, ends
     self._encoder, self._text = encode_by, text
     self._mean, self._std = (
       np.array(statistics[k], np.float32) for k in ("latent_mean", "latent_std")
@@ -75,7 +84,11 @@ class Encoded:
       self._drop(index, str(error))
       return None
     # One at a time: each shape has one encoder, however often it comes.
-    ((mean, logvar),) = encoder.encode(self._encoder, [sample["video"]], 1)
+    video, alone = sample["video"], {}
+    if self._ends and len(video) > 1:
+      alone = {"first": video[:1], "last": video[-1:]}
+    parts = [video, *alone.values()]
+    (mean, logvar), *ends = encoder.encode(self._encoder, parts, 1)
     if not (np.isfinite(mean).all() and np.isfinite(logvar).all()):
       self._drop(index, "latents that are not finite")
       return None
@@ -87,7 +100,9 @@ class Encoded:
     else:
       ids = tokenize.encode(caption)
       embeddings = np.zeros((len(ids), 0), np.float16)
+    ends = [(mean - self._mean) / self._std for mean, _ in ends]
     return {
+      **dict(zip(alone, ends, strict=True)),
       "mean": (mean - self._mean) / self._std,
       "logvar": logvar - 2 * np.log(self._std),
       "text_ids": ids,

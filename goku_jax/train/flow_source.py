@@ -165,6 +165,7 @@ def _encode_files(config, text, restored, pool):
     text=text,
     max_shapes=data.max_shapes,
     max_dropped=config.max_dropped,
+    ends="given" in data,
   )
   codec = codecs.Codec(
     stride=tuple(model.config.stride),

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from goku_jax import costs
-from goku_jax.data import packing, pipeline, planning
+from goku_jax.data import given, packing, pipeline, planning
 from goku_jax.eval import report, results, suites
 from goku_jax.flow.objective import make_loss
 from goku_jax.parallel.attention import check_heads
@@ -44,6 +44,7 @@ def _make_task(config, mesh, opened):
   model = make_model(config, codec, **mesh_fns(config, mesh))
   check_heads(mesh, model.config.num_heads)
   _check_conditions(model, source)
+  conditions = _read_given(config, model, source)
   patch_size = tuple(model.config.patch_size)
   planner = planning.Planner(
     source.sizes(patch_size, data.max_text),
@@ -71,6 +72,7 @@ def _make_task(config, mesh, opened):
         patch_size=patch_size,
         first_step=first_step,
         num_steps=num_steps,
+        given=conditions,
         rows_of=functools.partial(own_rows, mesh),
         threads=data.threads,
       )
@@ -93,6 +95,25 @@ def _make_task(config, mesh, opened):
       step_flops=functools.partial(_step_flops, model.config, planner),
     ),
   )
+
+
+def _read_given(config, model, source) -> given.Given | None:
+  """What tells the model of given frames, if it takes them."""
+  if model.config.conditioned != ("given" in config.data):
+    raise UserError(
+      f"model.conditioned={model.config.conditioned} and data.given go together"
+    )
+  if not model.config.conditioned:
+    return None
+  conditions = given.Given(config.seed, **config.data.given)
+  clips = np.flatnonzero(source.is_video)
+  sample = source.read(int(clips[0]), 0) if len(clips) else {}
+  needed = {"first", "last"} if config.data.given.first_last else {"first"}
+  if sample and needed - sample.keys():
+    raise UserError(
+      "the latents lack clips' ends, each encoded alone: run prepare again"
+    )
+  return conditions
 
 
 def _groups(data, opened) -> dict:
@@ -200,6 +221,7 @@ def work(cfg, batch) -> tuple[float, int]:
 def _asked(sample):
   """The prompts of a config and what else `draw` takes of it."""
   asked = sample.to_dict()
+  del asked["fit"]  # of given frames, of which there are none
   prompts, labels = (list(asked.pop(k)) for k in ("prompts", "class_labels"))
   return prompts or [""] * len(labels), {"labels": labels or None, **asked}
 

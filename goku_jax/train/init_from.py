@@ -20,7 +20,7 @@ from goku_jax.trees import flatten
 from goku_jax.typing import UserError
 
 # What one stage has and another has not.
-ADDED = re.compile(r"\.condition\.")  # image-to-video, section 2.5
+ADDED = re.compile(r"(^|\.)condition\.")  # image-to-video, section 2.5
 
 
 class Start(NamedTuple):

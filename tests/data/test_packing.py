@@ -34,7 +34,8 @@ def test_unpack_is_the_inverse_of_pack(patch_size):
   P = int(np.prod(patch_size)) * 3
   for name, array in batch.items():
     assert array.dtype == schema.FLOW[name]
-    assert array.shape == schema.shape_of(name, B=1, L=200, P=P, S=40, E=0, G=5)
+    sizes = dict(B=1, L=200, P=P, S=40, E=0, G=5, K=0)
+    assert array.shape == schema.shape_of(name, **sizes)
   (back,) = packing.unpack(batch, patch_size=patch_size)
   assert len(back) == len(samples)
   for one, two in zip(samples, back, strict=True):
@@ -97,3 +98,21 @@ def test_tokens_go_frame_by_frame_and_row_by_row():
   np.testing.assert_array_equal(back, place)
   with pytest.raises(ValueError, match="do not divide"):
     patches.patchify(np.zeros((1, 3, 4, 1)), (1, 2, 2))
+
+
+def test_conditions_are_packed_beside_the_latents():
+  samples = make_samples([(2, 4, 4), (1, 2, 2)])
+  for i, sample in enumerate(samples):
+    shape = (*sample["mean"].shape[:3], 4)
+    sample["condition"] = np.full(shape, i + 1, np.float32)
+  batch = packing.pack(
+    samples, Capacity(20, 40, 5), channels=3, conditioned=True
+  )
+  assert batch["condition_BLK"].shape == (1, 20, 16)
+  ids = batch["segment_ids_BL"][..., None]
+  np.testing.assert_array_equal(
+    batch["condition_BLK"], np.broadcast_to(ids, (1, 20, 16))
+  )
+  (back,) = packing.unpack(batch)
+  for one, two in zip(samples, back, strict=True):
+    np.testing.assert_array_equal(one["condition"], two["condition"])

@@ -97,7 +97,7 @@ def test_every_sample_of_an_epoch_is_read_once_whatever_the_hosts(raw, hosts):
 
 def test_a_batch_is_as_the_schema_says(raw):
   batch = next(make_flow(raw))
-  sizes = dict(B=4, L=600, P=192, S=128, G=6, E=0)
+  sizes = dict(B=4, L=600, P=192, S=128, G=6, E=0, K=0)
   assert batch.keys() == schema.FLOW.keys()
   for name, array in batch.items():
     assert array.dtype == schema.FLOW[name]

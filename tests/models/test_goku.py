@@ -1,12 +1,17 @@
 """The whole model: text encoder and transformer as training calls them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from goku_jax.models import goku, transformer
+from goku_jax.sample.codec import Codec
+from goku_jax.sample.restore import init_params, make_model
 from goku_jax.typing import UserError
+from tests import runs
 
 TEXT = dict(width=32, depth=1, num_heads=2)
 
@@ -95,3 +100,33 @@ def test_sizes_that_cannot_be_built_are_refused_at_once(sizes, message):
 def test_every_variant_can_be_made():
   for variant in transformer.VARIANTS:
     assert goku.make_goku(variant).config.depth > 0
+
+
+def test_a_layer_for_given_frames_changes_nothing_at_first():
+  """Section 2.5: the first step's output is the text-to-video model's."""
+  batch = runs.flow_batch(num_packs=2)
+  plain, params = runs.flow_model()
+  told = make_model(runs.read_config(model__conditioned=True), Codec())
+  more = jax.jit(functools.partial(init_params, told))(jax.random.key(1))
+  params_told = jax.tree.map(jnp.asarray, dict(params))
+  params_told["transformer"] = {
+    **params["transformer"],
+    "condition": more["transformer"]["condition"],
+  }
+  B, L = batch["segment_ids_BL"].shape
+  given = np.random.default_rng(0).normal(
+    size=(B, L, told.config.condition_width)
+  )
+  t_BG = jnp.full(batch["visit_BG"].shape, 0.3)
+  dropped_BG = jnp.zeros(t_BG.shape, bool)
+  apply = lambda model, params, batch: jax.jit(model.apply)(
+    {"params": params}, batch["tokens_BLP"], t_BG, batch, dropped_BG
+  )
+  told_batch = {**batch, "condition_BLK": given.astype(np.float32)}
+  one = apply(plain, params, batch)
+  two = apply(told, params_told, told_batch)
+  np.testing.assert_array_equal(one, two)
+  kernel = params_told["transformer"]["condition"]["mix"]["kernel"]
+  assert kernel.shape == (7, 3)
+  params_told["transformer"]["condition"]["mix"]["kernel"] = kernel + 0.1
+  assert np.abs(apply(told, params_told, told_batch) - one).max() > 1e-4

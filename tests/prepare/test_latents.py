@@ -70,7 +70,7 @@ def test_records_are_those_of_the_samples_in_order(encoder, prepared):
     np.testing.assert_array_equal(sample["text_ids"], ids)
 
 
-def test_the_first_frame_of_a_clip_is_kept_encoded_alone(encoder, prepared):
+def test_both_ends_of_a_clip_are_kept_encoded_alone(encoder, prepared):
   _, model, params = encoder
   raw = digits.Digits(num_frames=5, canvas=16, num_samples=NUM)
   names = [str(path) for path in sorted(prepared[0].glob("*.array_record"))]
@@ -79,11 +79,13 @@ def test_the_first_frame_of_a_clip_is_kept_encoded_alone(encoder, prepared):
     record = safetensors.numpy.load(records[i])
     video = raw[i]["video"]
     assert ("first_mean" in record) == (len(video) > 1)
-    if len(video) > 1:
-      frame = jnp.asarray(video[None, :1] / 127.5 - 1, jnp.float32)
+    if len(video) == 1:
+      continue
+    for name, end in (("first", video[:1]), ("last", video[-1:])):
+      frame = jnp.asarray(end[None] / 127.5 - 1, jnp.float32)
       alone = model.apply({"params": params}, frame, method="encode")
-      for key, one in zip(("first_mean", "first_logvar"), alone, strict=True):
-        np.testing.assert_allclose(record[key], one[0], atol=1e-4)
+      for kind, one in zip(("mean", "logvar"), alone, strict=True):
+        np.testing.assert_allclose(record[f"{name}_{kind}"], one[0], atol=1e-4)
 
 
 def test_the_classes_are_known_without_reading_all(prepared):

@@ -1,10 +1,12 @@
 """The digits suite: draws, judges and reports.
 
-Five sets of clips are judged alike: `generated` from the prompts of pairs seen
-in training, `held_out_pairs` from those that never were, `real` held-out clips
-(the ceiling), the same `reconstructed` by the autoencoder, and clips of an
-`untrained` model (the floor). A model with classes is given the digit as its
-class too; one of classes alone cannot be asked for a motion, and is refused.
+Sets of clips are judged alike: `generated` from the prompts of pairs seen in
+training, `held_out_pairs` from those that never were, `real` held-out clips
+(the ceiling), the same `reconstructed` by the autoencoder, `image_to_video`
+from their first frames and captions where the model is told of given frames,
+and clips of an `untrained` model (the floor). A model with classes is given the
+digit as its class too; one of classes alone cannot be asked for a motion, and
+is refused.
 """
 
 import functools
@@ -62,18 +64,21 @@ def run(run: restore.Restored, out, *, started: float, **settings) -> dict:
   judge = digits.train_judge(seed, canvas=canvas)
   print(f"judge accuracy on held-out glyphs {judge.accuracy:.4f}", flush=True)
 
-  def judged(model, num, pairs):
-    asked = requests(num, pairs)
+  def drawn(model, asked, given=None):
     captions, digit, *_ = map(list, zip(*asked, strict=True))
-    with job.Progress(num, 0, pairs) as progress:
-      videos = draw.draw(
+    with job.Progress(len(asked), 0, "digits") as progress:
+      return draw.draw(
         model,
         captions,
         labels=digit if model.model.config.num_classes else None,
+        given=given,
         progress=progress.update,
         **sampling,
       )
-    return videos, asked
+
+  def judged(model, num, pairs):
+    asked = requests(num, pairs)
+    return drawn(model, asked), asked
 
   found = {
     "generated": judged(run, num_videos, "train"),
@@ -83,6 +88,9 @@ def run(run: restore.Restored, out, *, started: float, **settings) -> dict:
   }
   videos, asked = found["real"]
   found["reconstructed"] = reconstruct(run.codec, videos), asked
+  if run.model.config.conditioned:
+    first = [{0: video[:1]} for video in videos]
+    found["image_to_video"] = drawn(run, asked, first), asked
   scores = {name: judge_set(judge, *pair) for name, pair in found.items()}
   distances = measure(judge, found, seed, canvas)
   result = {
@@ -219,7 +227,8 @@ def judge_set(judge, videos, asked) -> dict:
 
 def write_samples(out: pathlib.Path, found: dict):
   """Generated clips as files, and a sheet of them above real ones."""
-  names = ("generated", "held_out_pairs", "real", "reconstructed", "untrained")
+  names = ("generated", "held_out_pairs", "real", "image_to_video")
+  names = [n for n in (*names, "reconstructed", "untrained") if n in found]
   rows, captions = [], []
   for name in names:
     videos, asked = found[name]

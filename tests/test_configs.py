@@ -61,6 +61,34 @@ def test_the_autoencoder_of_films_can_be_made(variant, stage):
   assert config.read_config(f"{runs.ROOT}/configs/vae.py:shots").data.shots
 
 
+@pytest.mark.parametrize("variant", ["8b", "2b-hd128", "digits"])
+@pytest.mark.parametrize("stage", ["t2i", "joint", "finetune", "i2v"])
+def test_a_stage_of_the_recipe_has_the_model_asked_for(stage, variant):
+  spec = f"{runs.ROOT}/configs/{stage}.py:variant={variant}"
+  found = config.read_config(spec)
+  model = make_model(found, Codec(channels=16))
+  assert model.config.conditioned == (stage == "i2v")
+  assert (model.text_config is None) == (variant != "digits")
+  with pytest.raises(UserError, match="variant='9b' is not one of 8b,"):
+    config.read_config(f"{runs.ROOT}/configs/{stage}.py:variant=9b")
+
+
+@pytest.mark.parametrize(
+  ("spec", "message"),
+  [
+    ("finetune.py:branch=i2v", "branch='i2v' is not one of t2i, t2v"),
+    ("i2v.py:kinds=last", "kinds='last' is not one of first, all"),
+    ("imagenet.py:objective=score", "objective='score' is not one of flow"),
+    ("imagenet.py:variant=8b", "variant='8b' is not one of 1b, b"),
+    ("joint.py:text=clip", "text='clip' is not one of"),
+    ("digits.py:stage=vae,given", "given is of stage=flow"),
+  ],
+)
+def test_what_a_stage_does_not_know_is_refused(spec, message):
+  with pytest.raises(UserError, match=message):
+    config.read_config(f"{runs.ROOT}/configs/{spec}")
+
+
 @pytest.mark.parametrize("condition", ["text", "class", "both"])
 def test_the_flow_model_is_steered_as_the_argument_says(condition):
   spec = f"{runs.ROOT}/configs/digits.py:debug,condition={condition}"

@@ -69,6 +69,8 @@ VARIANTS = {
   # Table 1 of the paper. Text is FLAN-T5 XL's, 2048 wide (Table 5); 1B is the
   # class-conditional ImageNet pilot of section 2.3.
   "1b": dict(width=1152, depth=28, num_heads=16, num_classes=1000),
+  # DiT's base size, arXiv:2212.09748, for a smaller pilot.
+  "b": dict(width=768, depth=12, num_heads=12, num_classes=1000),
   "2b": dict(width=1792, depth=28, num_heads=28, text_width=2048),
   "8b": dict(width=3072, depth=40, num_heads=48, text_width=2048),
   # The same widths with heads of 128, which fill a TPU's matrix unit.

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Goku's recipe from stage to stage in small (docs/recipe.md), on two CPU cores:
+#   bash launch/cascade.sh
+# Text-to-image, joint training at three sizes, then the branches text-to-video,
+# text-to-image and image-to-video, on moving digits of 16, 24 and 32 pixels.
+# Leaves all in runs/cascade/, samples of each branch in runs/cascade/samples/;
+# run again, it goes on where it stopped. STEPS (600) are those of each rung,
+# OUT another folder, PYTHON selects the interpreter.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+out=${OUT:-runs/cascade}
+steps=${STEPS:-600}
+mkdir -p "$out/samples"
+
+bash launch/install.sh
+# Large pages for the step's temporary memory: a quarter less time a step.
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+job() { .venv/bin/python -m "goku_jax.$1" "${@:2}"; }
+# NAME CONFIG PIXELS STEPS [argument ...]: one stage
+stage() {
+  job train --config="configs/$2" --config.data.path="$out/latents_$3" \
+    --config.total_steps="$4" --config.save_every_steps="$4" \
+    --config.show_every_steps="$4" --workdir="$out/$1" "${@:5}"
+}
+# NAME FILE [argument ...]: what a branch draws
+draw() {
+  job sample --workdir="$out/$1" --out="$out/samples/$2" --upscale=8 "${@:3}"
+}
+
+job train --config=configs/digits.py:stage=vae --workdir="$out/vae" \
+  --config.total_steps="$((steps * 5 / 3))"
+for side in 16 24 32; do
+  job prepare --config=configs/digits.py:stage=prepare \
+    --config.vae.workdir="$out/vae" --config.data.digits.canvas=$side \
+    --config.data.digits.num_samples="$((steps * 10))" \
+    --workdir="$out/latents_$side"
+done
+
+v=variant=digits
+stage t2i t2i.py:$v 16 "$steps"
+stage joint_288p joint.py:$v,res=288p 16 "$steps" --config.init_from="$out/t2i"
+stage joint_480p joint.py:$v,res=480p 24 "$steps" \
+  --config.init_from="$out/joint_288p"
+stage joint_720p joint.py:$v,res=720p 32 "$steps" \
+  --config.init_from="$out/joint_480p"
+half=$((steps / 2))
+stage t2v finetune.py:branch=t2v,$v 32 $half --config.init_from="$out/joint_720p"
+stage t2i_720p finetune.py:branch=t2i,$v 32 $half \
+  --config.init_from="$out/joint_720p"
+stage i2v i2v.py:$v 32 $half --config.init_from="$out/t2v"
+
+prompt="the digit five moves left"
+draw t2v t2v.mp4 --prompt="$prompt"
+draw t2i_720p t2i.png --prompt="$prompt" --num_frames=1
+job sample --workdir="$out/t2i_720p" --out="$out/first.png" --num_frames=1 \
+  --prompt="$prompt"
+draw i2v i2v.mp4 --prompt="$prompt" --image="$out/first.png"
+echo "samples of the branches: $out/samples"

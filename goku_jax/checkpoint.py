@@ -365,12 +365,15 @@ def _restore(
   passed, damaged = [], None
   for number in _candidates(folder, before) if step is None else [step]:
     path = folder / str(number)
+    was_finished = (path / manifest.NAME).exists()
     try:
       record, trees = _read_step(path, abstract, verify == "full", restore_gb)
     except manifest.BrokenError as error:
       message = f"checkpoint {path} is not whole ({error})"
       passed.append((number, message))
-      if step is not None or (path / manifest.NAME).exists():
+      # Else it was committed, or removed, while it was looked at.
+      is_finished = was_finished and (path / manifest.NAME).exists()
+      if step is not None or is_finished:
         damaged = damaged or message
       if damaged and (step is not None or not fall_back):
         break

@@ -292,6 +292,29 @@ def test_a_step_removed_while_it_is_read_is_one_line(steps, monkeypatch):
     checkpoint.restore(steps, abstract_of(make_trees()), step=20)
 
 
+def test_a_step_that_is_committed_while_it_is_looked_at_is_no_damage(
+  steps, monkeypatch
+):
+  """Its manifest was missed, and is there a moment later."""
+  for step in checkpoint.whole_steps(steps)[:-1]:
+    shutil.rmtree(steps / str(step))
+  (newest,) = checkpoint.whole_steps(steps)
+  path = steps / str(newest) / manifest.NAME
+  text, read = path.read_bytes(), manifest.read
+  path.unlink()
+
+  def read_too_early(folder):
+    try:
+      return read(folder)
+    finally:
+      path.write_bytes(text)
+
+  monkeypatch.setattr(manifest, "read", read_too_early)
+  abstract = {"params": abstract_of(make_params())}
+  assert checkpoint.restore(steps, abstract) is None
+  assert checkpoint.restore(steps, abstract)[0] == newest
+
+
 def flip_data(path, name):
   """Flips a byte of the largest file of a tree."""
   largest = max(files_of(path / name), key=lambda p: p.stat().st_size)

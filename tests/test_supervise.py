@@ -78,6 +78,7 @@ def training(workdir):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_job_that_is_killed_comes_to_its_end(tmp_path):
   job = (*TRAIN, "--config.total_steps=40", "--config.save_every_steps=5")
   job += ("--config.show_every_steps=100",)

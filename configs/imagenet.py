@@ -5,11 +5,11 @@ rate or guidance. After 400,000 steps 2.16 by flow, 2.52 by DDPM; 2.26 by DDPM
 after a million. That speaks for a batch of 1,024 to 2,048 and a guidance of
 1.5.
 
-  python -m goku_jax.prepare --config=configs/clips.py:stage=prepare \
-    --config.data.path=tfds:imagenet2012 --config.vae.workdir=VAE \
-    --config.data.clips.pixels=65536 --workdir=LATENTS
   python -m goku_jax.train --config=configs/imagenet.py:objective=flow \
     --config.data.path=LATENTS --workdir=PILOT
+
+LATENTS need classes, which `prepare` does not keep of TFDS's labels yet; those
+of the digits have ten (--config.model.num_classes=10).
 
 objective=flow or ddpm (linear schedule, epsilon); variant=1b, or b, DiT's base.
 What a slice needs: `python -m goku_jax.plan --config=configs/imagenet.py

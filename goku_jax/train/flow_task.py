@@ -178,6 +178,11 @@ def _check_conditions(model, source):
       f"the model reads text embeddings of width {cfg.text_width} and the data"
       f" has {has}: set model.text_width, model.text, or another model.variant"
     )
+  if cfg.num_classes and source.num_classes == 1:
+    raise UserError(
+      f"model.num_classes={cfg.num_classes} and the data has no classes: leave"
+      " the model's out, or train on data with labels"
+    )
   if 0 < cfg.num_classes < source.num_classes:
     raise UserError(
       f"model.num_classes={cfg.num_classes} and the data has"

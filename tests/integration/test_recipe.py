@@ -29,6 +29,7 @@ def latents(tmp_path_factory):
   folder = tmp_path_factory.mktemp("recipe")
   train("digits.py:stage=vae,debug", folder / "vae")
   found = runs.read_config("prepare", vae__workdir=str(folder / "vae"))
+  (folder / "latents").mkdir()
   prepare(found, folder / "latents")
   return str(folder / "latents")
 

@@ -74,7 +74,7 @@ def test_sizes_override_the_variant_and_dtype_reaches_both_parts():
 
 
 def test_an_unknown_variant_is_refused_with_the_known_ones():
-  with pytest.raises(UserError, match=r"variant='3b' is not one of 1b, 2b"):
+  with pytest.raises(UserError, match=r"variant='3b' is not one of 1b, b, 2b"):
     goku.make_goku("3b")
 
 

@@ -30,7 +30,9 @@ def flow_state(variant, has_text=False, **sizes):
   if has_text:
     sizes["text"] = TEXT
   model = goku.make_goku(variant, **sizes)
-  packs = schema.empty_packs(B=1, L=4, P=model.config.patch_width, S=4, G=2)
+  cfg = model.config
+  numbers = dict(P=cfg.patch_width, K=cfg.condition_width)
+  packs = schema.empty_packs(B=1, L=4, S=4, G=2, **numbers)
   batch = jax.tree.map(jnp.asarray, packs)
   t, dropped = jnp.zeros((1, 2)), jnp.zeros((1, 2), bool)
   init = jax.eval_shape(
@@ -51,6 +53,7 @@ STATES = {
   for name in transformer.VARIANTS
 }
 STATES["goku classes"] = lambda: flow_state("debug", num_classes=10)
+STATES["goku told of frames"] = lambda: flow_state("debug", conditioned=True)
 STATES["goku biases"] = lambda: flow_state(
   "debug", has_text=True, attention_bias=True
 )

@@ -41,7 +41,7 @@ def test_a_model_that_draws_no_numbers_is_refused(run):
     ({"size": (18, None)}, "height=18 is not a multiple of 4"),
     ({"size": (None, 2)}, "width=2 is not a multiple of 4"),
     ({"size": (0, None)}, "height=0 is not a multiple of 4"),
-    ({"solver": "rk4"}, "solver='rk4' is not one of"),
+    ({"solver": "rk4"}, "solver='rk4': this model was trained for euler"),
     ({"num_steps": 0}, "num_steps=0: set 1"),
     ({"shift": 0.0}, "shift=0.0: set"),
     ({"captions": ["a" * 10_000]}, "has 2501 tokens"),

@@ -307,6 +307,7 @@ def test_a_frozen_text_encoder_steers_from_files_to_a_drawn_clip(
   asked = config.sample.to_dict() | dict(num_steps=1)
   prompts = list(asked.pop("prompts"))
   asked["labels"] = asked.pop("class_labels") or None
+  del asked["fit"]
   videos = draw.draw(restored, prompts, **asked)
   assert [video.shape for video in videos] == [(5, 32, 32, 3)] * 2
   with pytest.raises(UserError, match="is not the text encoder that"):

@@ -54,6 +54,7 @@ def test_a_step_and_the_raw_weights_can_be_named(flow_run):
   assert any((old[name] != new[name]).any() for name in old)
 
 
+@pytest.mark.slow
 def test_a_run_begins_there_and_goes_on_from_its_own(flow_run, tmp_path):
   """On longer and larger clips, which need no surgery: RoPE has no weights."""
   changes = dict(

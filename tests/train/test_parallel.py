@@ -40,6 +40,7 @@ STRATEGIES = {  # axes of the mesh, the ring, and heads of the model
 SLOW = (
   "replica",
   "fsdp",
+  "tensor",
   "ulysses",
   "ring",
   "ulysses x ring",

@@ -29,7 +29,7 @@ def get_config(arg=None):
   config.total_steps = min(config.total_steps, 10_000)
   if arg.branch == "t2i":
     config.sample.num_frames = 1
-  elif not config.loss.time.weights.mode and arg.variant != "digits":
+  elif arg.variant != "digits":
     # Waver's for video: more motion (arXiv:2508.15761).
     config.loss.time.weights = dict(uniform=0.0, logit_normal=0.0, mode=1.0)
   return config

@@ -95,7 +95,7 @@ def stage(arg, **shares):
   config.ema_decay = pick(0.9999, 0.995, 0.9999)
   config.model = dict(
     variant="debug" if arg.debug else arg.variant,
-    dtype="bfloat16" if pick(True, False, False) else "float32",
+    dtype=pick("bfloat16", "float32", "float32"),
     remat=pick("full", "none", "full"),
     depth=config_dict.placeholder(int),  # layers; None: the variant's
     unroll=pick(1, 6, 1),

@@ -55,11 +55,16 @@ def describe(leaf) -> dict:
   return {"shape": list(leaf.shape), "dtype": np.dtype(leaf.dtype).name}
 
 
-def check_arrays(path, name, saved, wanted):
-  """Raises unless the tree `name` was saved with the arrays wanted."""
+def check_tree(path, name, saved):
+  """Raises unless the tree `name` is one of those saved."""
   if name not in saved:
     has = ", ".join(saved)
     raise UserError(f"checkpoint {path} has no tree {name!r}; it has {has}")
+
+
+def check_arrays(path, name, saved, wanted):
+  """Raises unless the tree `name` was saved with the arrays wanted."""
+  check_tree(path, name, saved)
   for key in [*wanted, *saved[name]]:
     if key not in saved[name]:
       raise UserError(f"checkpoint {path} has no array {name}.{key}")

@@ -51,9 +51,10 @@ stage t2i_720p finetune.py:branch=t2i,$v 32 $half \
 stage i2v i2v.py:$v 32 $half --config.init_from="$out/t2v"
 
 prompt="the digit five moves left"
+picture="a picture of the digit five"
 draw t2v t2v.mp4 --prompt="$prompt"
-draw t2i_720p t2i.png --prompt="$prompt" --num_frames=1
+draw t2i_720p t2i.png --prompt="$picture" --num_frames=1
 job sample --workdir="$out/t2i_720p" --out="$out/first.png" --num_frames=1 \
-  --prompt="$prompt"
+  --prompt="$picture"
 draw i2v i2v.mp4 --prompt="$prompt" --image="$out/first.png"
 echo "samples of the branches: $out/samples"

@@ -22,7 +22,6 @@ from goku_jax.config import make_settings
 from goku_jax.data import digits as data
 from goku_jax.data import video_io
 from goku_jax.eval import digit_distances, digits
-from goku_jax.models import vae_stream
 from goku_jax.sample import codec as codecs
 from goku_jax.sample import draw, restore
 from goku_jax.typing import UserError
@@ -208,8 +207,7 @@ def reconstruct(codec: codecs.Codec, videos: list) -> list:
   latents = []
   for start in range(0, len(videos), codecs.BATCH):
     clips = np.stack(videos[start : start + codecs.BATCH])
-    mean, _ = vae_stream.encode(codec.model, codec.params, clips)
-    latents += list((mean - codec.mean) / codec.std)
+    latents += list(codecs.encode(codec, clips))
   return codecs.decode(codec, latents)
 
 

@@ -92,7 +92,7 @@ def open_held_out(run: Restored, path: str | None):
     source = sources.Latents(
       path,
       embedded=run.text is not None,
-      statistics=dict(latent_mean=codec.mean, latent_std=codec.std),
+      statistics=codec.statistics,
     )
     if source.manifest["vae"]["digest"] != weights.digest(codec.params):
       raise UserError(

@@ -13,6 +13,7 @@ from goku_jax.typing import UserError
 
 # What a draw is for. Sampling has noise of its own: by its place in a list and
 # a seed of 0 it would else start from what training paired with other data.
+# 1 was the time's.
 NOISE, DROP, POSTERIOR, START, FRAMES, FRESH = 0, 2, 3, 4, 5, 6
 SEEDS = 2**32  # a larger seed gives the key of its remainder, silently
 

@@ -96,7 +96,6 @@ def main(
   )
   settings = {k: trained[k] if v is None else v for k, v in asked.items()}
   settings["shift_tokens"] = trained.get("shift_tokens", 0)
-  settings["solver"] = solver
   files = requests.name_files(
     out, captions, settings["num_frames"], many=bool(prompts)
   )
@@ -106,6 +105,8 @@ def main(
   run = restore.restore(
     workdir, step=step, weights=weights, text_encoder=text_encoder
   )
+  known = restore.process_of(run.config).solvers
+  settings["solver"] = solver or next(iter(known))
   labels = None if class_label is None else [class_label] * len(captions)
   with job.Progress(len(captions), 0, "sample") as progress:
     videos = draw.draw(

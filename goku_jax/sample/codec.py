@@ -34,6 +34,14 @@ class Codec(NamedTuple):
   mean: Any = 0.0  # of the latents, by channel
   std: Any = 1.0
 
+  @property
+  def statistics(self) -> dict:
+    """By which latents are scaled, as JSON has them."""
+    return {
+      "latent_mean": np.asarray(self.mean).tolist(),
+      "latent_std": np.asarray(self.std).tolist(),
+    }
+
 
 def load_codec(folder) -> Codec:
   """The codec of a workdir or of a folder of prepared latents."""
@@ -73,6 +81,14 @@ def latent_shape(codec: Codec, num_frames: int, height: int, width: int):
   """`(t, h, w, c)` of the latents of a clip of 4k+1 frames."""
   t, h, w = codec.stride
   return (num_frames - 1) // t + 1, height // h, width // w, codec.channels
+
+
+def encode(codec: Codec, video_BTHWC: np.ndarray) -> np.ndarray:
+  """Normalised latents `[B, t, h, w, c]` of uint8 clips: posterior means."""
+  if codec.model is None:
+    return video_BTHWC.astype(np.float32) / 127.5 - 1
+  mean, _ = vae_stream.encode(codec.model, codec.params, video_BTHWC)
+  return (mean - codec.mean) / codec.std
 
 
 def decode(codec: Codec, latents: list[np.ndarray]) -> list[np.ndarray]:

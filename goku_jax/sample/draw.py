@@ -45,9 +45,10 @@ def draw(
   tokens = math.prod(shape[:3]) // math.prod(run.model.config.patch_size)
   shift_tokens = settings.pop("shift_tokens", 0)
   shift = times.shift_of(settings.pop("shift", 1.0), shift_tokens, tokens)
-  conditions = None
-  if given is not None:
-    conditions = [_encode_given(run, shape, frames) for frames in given]
+  told = {}  # what several captions share is encoded once
+  for frames in given or ():
+    if id(frames) not in told:
+      told[id(frames)] = _encode_given(run, shape, frames)
   latents = sample_latents(
     run.model,
     run.params,
@@ -58,7 +59,7 @@ def draw(
     embed=run.text and run.text.encode,
     labels=labels,
     indices=indices,
-    conditions=conditions,
+    conditions=given and [told[id(frames)] for frames in given],
     ranks=run.ranks,
     progress=progress,
     solve=solve,

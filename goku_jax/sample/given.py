@@ -9,7 +9,6 @@ import logging
 import numpy as np
 
 from goku_jax.data import given, schema, transforms, video_io
-from goku_jax.models import vae_stream
 from goku_jax.sample import codec as codecs
 from goku_jax.typing import UserError
 
@@ -96,20 +95,13 @@ def encode(codec: codecs.Codec, shape, frames: dict[int, np.ndarray]):
   Raises:
     UserError: they leave nothing to draw.
   """
-  runs = []
-  for place, video in frames.items():
-    latents = _latents(codec, video)
-    runs.append((place % shape[0], latents))
+  runs = [
+    (place % shape[0], codecs.encode(codec, video[None])[0])
+    for place, video in frames.items()
+  ]
   if sum(len(latents) for _, latents in runs) >= shape[0]:
     raise UserError(
       f"{sum(map(len, frames.values()))} given frames leave none to draw: ask"
       " for more with --num_frames"
     )
   return given.fill(shape, runs)
-
-
-def _latents(codec, video):
-  if codec.model is None:
-    return video.astype(np.float32) / 127.5 - 1
-  mean, _ = vae_stream.encode(codec.model, codec.params, video[None])
-  return (mean[0] - codec.mean) / codec.std

@@ -70,8 +70,9 @@ def _one(source, codec, name, settle):
 
 def _open_latents(config, text):
   path, begun = config.data.path, init_from.open_codec(config)
+  scale = begun and begun.statistics
   source = sources.open_latents(
-    path, embedded=text is not None, statistics=begun and _statistics(begun)
+    path, embedded=text is not None, statistics=scale
   )
   folders = [part.strip() for part in path.split(",")]
   parts = getattr(source, "sources", [source])
@@ -79,7 +80,7 @@ def _open_latents(config, text):
   carrier = folders[0]
   if begun:
     carrier = init_from.read(config).workdir
-    identity["scale"] = _statistics(begun)
+    identity["scale"] = scale
     if weights.digest(begun.params) != parts[0].manifest["vae"]["digest"]:
       raise UserError(
         f"{path} was prepared with another autoencoder than that of"
@@ -106,11 +107,6 @@ def _open_latents(config, text):
     settle,
     text,
   )
-
-
-def _statistics(codec) -> dict:
-  names = ("latent_mean", "latent_std")
-  return dict(zip(names, (codec.mean, codec.std), strict=True))
 
 
 def _open_files(config, text):
@@ -150,7 +146,7 @@ def _encode_files(config, text, restored, pool):
   statistics = {k: about[k] for k in names if k in about}
   begun = init_from.open_codec(config)
   if begun:
-    statistics = _statistics(begun)
+    statistics = begun.statistics
     if weights.digest(begun.params) != weights.digest(params):
       raise UserError(
         f"config.vae.workdir={config.vae.workdir} is another autoencoder than"

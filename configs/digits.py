@@ -19,6 +19,11 @@ given tells it of frames of the clips as well, above all the first (section
 
   python -m goku_jax.train --config=configs/digits.py:given \
     --config.data.path=LATENTS --config.init_from=FLOW --workdir=I2V
+
+lora trains low-rank adapters alone, on the weights of one step of a run:
+
+  python -m goku_jax.train --config=configs/digits.py:lora \
+    --config.data.path=LATENTS --config.init_from=FLOW:3000 --workdir=LORA
 """
 
 import ml_collections as mlc
@@ -30,7 +35,7 @@ from configs import common
 def get_config(arg=None):
   """A stage: `flow` (default), `vae` or `prepare`; `debug` shrinks it."""
   arg = common.parse_arg(
-    arg, stage="flow", debug=False, condition="text", given=False
+    arg, stage="flow", debug=False, condition="text", given=False, lora=False
   )
   stages = {"flow": flow, "vae": vae, "prepare": prepare}
   if arg.stage not in stages:
@@ -41,6 +46,8 @@ def get_config(arg=None):
   stages[arg.stage](config, arg.debug)
   if arg.given:
     add_given(config)
+  if arg.lora:
+    add_lora(config)
   if arg.condition != "text":
     add_classes(config, arg.condition)
   return config
@@ -172,3 +179,10 @@ def add_given(config):
     raise ValueError("given is of stage=flow")
   config.model.conditioned = True
   config.data.given = common.given()
+
+
+def add_lora(config):
+  """Trains adapters alone."""
+  if config.stage != "flow":
+    raise ValueError("lora is of stage=flow")
+  config.model.lora = common.lora()

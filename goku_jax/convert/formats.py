@@ -15,6 +15,7 @@ from goku_jax.convert import (
   i3d,
   inception,
   lpips,
+  merged,
   run,
   tensors,
   wan_vae,
@@ -30,6 +31,7 @@ class Format(NamedTuple):
   options: tuple[str, ...]  # that `read` takes
   write: Callable | None = None  # (tree, config) -> tensors, their config
   beside: tuple[str, ...] = ()  # files of the source that go along
+  save: Callable = weights.save  # (out, tree, config) -> None
 
 
 FORMATS = {
@@ -41,6 +43,7 @@ FORMATS = {
   "i3d": Format(i3d.read, ("sha256",)),
   "c3d": Format(c3d.read, ("sha256",)),
   "run": Format(run.read, ("data", "num_samples", "step")),
+  "lora": Format(merged.read, ("step",), save=merged.write),
 }
 
 
@@ -83,8 +86,8 @@ def convert(source, format: str, out, *, reverse: bool, **options) -> dict:
   for name in row.beside:
     place.mkdir(exist_ok=True)
     shutil.copyfile(folder / name, place / name)
-  weights.save(out, tree, config)
-  config = {k: v for k, v in config.items() if k != "diffusers"}
+  row.save(out, tree, config)
+  config = {k: v for k, v in config.items() if k not in ("diffusers", "config")}
   return {**config, **_size(tree)}
 
 

@@ -1,12 +1,15 @@
 """The trained model: a text encoder and the flow transformer it steers."""
 
+import contextlib
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.core import FrozenDict
 from jaxtyping import Array, Bool, Float
 
 from goku_jax.models import attention, layers, rope, transformer
+from goku_jax.models import lora as adapters
 from goku_jax.models.text import ByteEncoder, TextConfig
 from goku_jax.typing import UserError
 
@@ -23,6 +26,7 @@ class Goku(nn.Module):
   attention_fn: Any = attention.segment_attention  # among tokens
   text_attention_fn: Any = attention.segment_attention  # to text
   weights_fn: Any = None  # of each layer's; not while they are made
+  lora: Any = None  # keywords of `lora.adapt`; None: no adapters
 
   def setup(self):
     fns = self.attention_fn, self.text_attention_fn, self.weights_fn
@@ -48,17 +52,19 @@ class Goku(nn.Module):
     dropped_BG: Bool[Array, "B G"],
   ) -> Float[Array, "B L P"]:
     """`data - noise` at `tokens_BLP`; see `Transformer`."""
-    return self.transformer(
-      tokens_BLP,
-      t_BG,
-      batch["segment_ids_BL"],
-      batch["positions_BL3"],
-      text_BSE=text_BSE,
-      text_segment_ids_BS=batch["text_segment_ids_BS"],
-      class_BG=batch["class_BG"],
-      dropped_BG=dropped_BG,
-      condition_BLK=batch["condition_BLK"] if self.config.conditioned else None,
-    )
+    condition_BLK = batch["condition_BLK"] if self.config.conditioned else None
+    with adapters.adapt(**self.lora) if self.lora else contextlib.nullcontext():
+      return self.transformer(
+        tokens_BLP,
+        t_BG,
+        batch["segment_ids_BL"],
+        batch["positions_BL3"],
+        text_BSE=text_BSE,
+        text_segment_ids_BS=batch["text_segment_ids_BS"],
+        class_BG=batch["class_BG"],
+        dropped_BG=dropped_BG,
+        condition_BLK=condition_BLK,
+      )
 
   def __call__(
     self,
@@ -75,6 +81,7 @@ def make_goku(
   variant: str,
   *,
   text=None,
+  lora=None,
   dtype: str = "float32",
   attention_fn=attention.segment_attention,
   text_attention_fn=attention.segment_attention,
@@ -87,6 +94,7 @@ def make_goku(
     variant: a name in `transformer.VARIANTS`.
     text: sizes of the byte encoder (`TextConfig`), or None for embeddings
       from outside or no text at all.
+    lora: keywords of `lora.adapt`, or None for a model without adapters.
     dtype: of matrix products; parameters stay float32.
     attention_fn: see `attention.segment_attention`; among tokens.
     text_attention_fn: the same, to text.
@@ -123,7 +131,11 @@ def make_goku(
       )
   if config.remat != "none":
     transformer.remat_policy(config.remat)
-  return Goku(config, text, attention_fn, text_attention_fn, weights_fn)
+  if lora:
+    adapters.adapt(**lora)  # may refuse
+    lora = FrozenDict(lora)  # modules are hashed
+  fns = attention_fn, text_attention_fn, weights_fn
+  return Goku(config, text, *fns, lora)
 
 
 def _check_heads(section, config):

@@ -38,6 +38,8 @@ TABLE = (
   (r"/conv2d/kernel$", P(None, None, None, STATE)),
   (r"/time/kernel$", P(None, None, STATE)),
   (r"/(shortcut|linear|modulation|quant)/kernel$", P(None, STATE)),
+  (r"_lora/a$", P(STATE, None)),
+  (r"_lora/b$", P(None, STATE)),
   (r"/(bias|scale|step|count|ns_coeffs)$|/window/", P()),
 )
 

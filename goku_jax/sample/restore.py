@@ -12,7 +12,7 @@ from goku_jax import checkpoint, job
 from goku_jax import weights as folders
 from goku_jax.data import schema
 from goku_jax.flow.process import Process, make_process
-from goku_jax.models import goku, kernels, vae
+from goku_jax.models import goku, kernels, lora, vae
 from goku_jax.parallel import batch as batches
 from goku_jax.parallel import mesh as meshes
 from goku_jax.parallel import rules
@@ -109,7 +109,60 @@ def init_params(model, rng):
   batch = jax.tree.map(jnp.asarray, packs)
   dropped_BG = jnp.zeros(batch["visit_BG"].shape, bool)
   t_BG = jnp.zeros(dropped_BG.shape)
-  return model.init(rng, batch["tokens_BLP"], t_BG, batch, dropped_BG)["params"]
+  args = batch["tokens_BLP"], t_BG, batch, dropped_BG
+  params = model.init(rng, *args)["params"]
+  if model.lora and not lora.split(params)[0]:
+    raise UserError(
+      f"model.lora.targets={model.lora['targets']!r} finds no dense layer: set"
+      " a pattern of paths like transformer/blocks/self_attn/q"
+    )
+  return params
+
+
+class Start(NamedTuple):
+  """A run to begin from, whose newest whole checkpoint is step None."""
+
+  workdir: str
+  step: int | None
+
+
+def read_start(config) -> Start | None:
+  """What `config.init_from` names, if anything.
+
+  Raises:
+    UserError: there is no such run, it is of another stage, or has adapters.
+  """
+  text = config.get("init_from")
+  if not text:
+    return None
+  workdir, _, step = text.rpartition(":")
+  found = Start(workdir, int(step)) if step.isdecimal() else Start(text, None)
+  try:
+    theirs = job.load_config(found.workdir, config.stage)
+  except UserError as error:
+    raise UserError(f"config.init_from={text}: {error}") from error
+  if theirs.model.get("lora"):
+    raise UserError(
+      f"config.init_from={text} has adapters alone: merge them first, with"
+      " convert --format=lora"
+    )
+  return found
+
+
+def restore_base(config, abstract):
+  """The weights that a run's adapters stand on, those of `config.init_from`.
+
+  Raises:
+    UserError: it names no step, or one of another model.
+  """
+  start = read_start(config)
+  if start is None or start.step is None:
+    raise UserError(
+      "model.lora adapts the weights of one step of a run: set"
+      " config.init_from=DIR:STEP"
+    )
+  kind = config.init_weights
+  return checkpoint.restore_run(start.workdir, kind, abstract, start.step)[1]
 
 
 def restore(
@@ -149,25 +202,49 @@ def restore(
   elif text_encoder:
     raise UserError("this model has a text encoder of its own: leave that out")
   codec = codecs.load_codec(workdir)
+  found = restore_params(
+    workdir, config, codec, step=step, weights=weights, mesh=mesh
+  )._replace(text=text)
+  if mesh is None:
+    return found._replace(params=jax.device_put(found.params))
+  config = found.config
+  if "attention" in config:  # older runs leave it to the partitioner
+    config.attention.ring = 1  # of the mesh that it was trained on
+    model = make_model(config, codec, **mesh_fns(config, mesh))
+    found = found._replace(model=model)
+  return found._replace(ranks=batches.count_ranks(mesh))
+
+
+def restore_params(workdir, config, codec, *, step, weights, mesh=None):
+  """`Restored` of a run's config and codec, without its text encoder.
+
+  Adapters are merged with what they stand on, and gone from its config.
+
+  Raises:
+    UserError: no whole checkpoint, or none of what adapters stand on.
+  """
   model = make_model(config, codec)
-  init = functools.partial(init_params, model)
-  rng = jax.random.key(0)
+  init, rng = functools.partial(init_params, model), jax.random.key(0)
   if mesh is None:
     abstract = jax.eval_shape(init, rng)
   else:
     abstract, _ = rules.lay_out(mesh, init, rng)
+  adapters, base = lora.split(abstract)
   step, params, digest = checkpoint.restore_run(
-    workdir, weights, abstract, step
+    workdir, weights, adapters or base, step
   )
-  found = Restored(
-    config, model, params, codec, step, text, weights=weights, digest=digest
+  if adapters:
+    params = lora.join(params, restore_base(config, base))
+    placed = mesh and rules.shardings(mesh, base)
+    merge = functools.partial(lora.merge, **config.model.lora)
+    params = jax.jit(merge, out_shardings=placed)(params)
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+      del config.model.lora
+    model = make_model(config, codec)
+  return Restored(
+    config, model, params, codec, step, weights=weights, digest=digest
   )
-  if mesh is None:
-    return found._replace(params=jax.device_put(params))
-  if "attention" in config:  # older runs leave it to the partitioner
-    config.attention.ring = 1  # of the mesh that it was trained on
-    model = make_model(config, codec, **mesh_fns(config, mesh))
-  return found._replace(model=model, ranks=batches.count_ranks(mesh))
 
 
 class RestoredVAE(NamedTuple):

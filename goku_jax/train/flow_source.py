@@ -28,6 +28,7 @@ from goku_jax.sample import encoder, t5
 from goku_jax.sample.restore import (
   LATENTS,
   load_text,
+  read_start,
   reads_embeddings,
   restore_vae,
 )
@@ -79,7 +80,7 @@ def _open_latents(config, text):
   identity = {"shards": [x.manifest["shards"] for x in parts]}
   carrier = folders[0]
   if begun:
-    carrier = init_from.read(config).workdir
+    carrier = read_start(config).workdir
     identity["scale"] = scale
     if weights.digest(begun.params) != parts[0].manifest["vae"]["digest"]:
       raise UserError(

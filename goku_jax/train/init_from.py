@@ -9,43 +9,18 @@ resolutions and lengths need nothing.
 """
 
 import re
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from goku_jax import checkpoint, job
+from goku_jax import checkpoint
 from goku_jax.sample import codec as codecs
+from goku_jax.sample.restore import read_start
 from goku_jax.trees import flatten
 from goku_jax.typing import UserError
 
 # What one stage has and another has not.
 ADDED = re.compile(r"(^|\.)condition\.")  # image-to-video, section 2.5
-
-
-class Start(NamedTuple):
-  """A run to begin from, whose newest whole checkpoint is step None."""
-
-  workdir: str
-  step: int | None
-
-
-def read(config) -> Start | None:
-  """What `config.init_from` names, if anything.
-
-  Raises:
-    UserError: there is no such run, or it is of another stage.
-  """
-  text = config.get("init_from")
-  if not text:
-    return None
-  workdir, _, step = text.rpartition(":")
-  found = Start(workdir, int(step)) if step.isdecimal() else Start(text, None)
-  try:
-    job.load_config(found.workdir, config.stage)
-  except UserError as error:
-    raise UserError(f"config.init_from={text}: {error}") from error
-  return found
 
 
 def open_codec(config) -> codecs.Codec | None:
@@ -54,9 +29,9 @@ def open_codec(config) -> codecs.Codec | None:
   Another scale than it was trained at would be another task.
 
   Raises:
-    UserError: as `read`; it has none, for it was trained on pixels.
+    UserError: as `read_start`; it has none, for it was trained on pixels.
   """
-  start = read(config)
+  start = read_start(config)
   if start is None:
     return None
   codec = codecs.load_codec(start.workdir)
@@ -77,10 +52,10 @@ def begin(config, state, abstract):
     abstract: its shapes and shardings.
 
   Raises:
-    UserError: as `read`; the weights are not this run's, or damaged.
+    UserError: as `read_start`; the weights are not this run's, or damaged.
   """
-  start = read(config)
-  if start is None:
+  start = read_start(config)
+  if start is None or state.base is not None:  # which is another one's already
     return state
   kind = config.init_weights
   wanted = flatten(abstract.params, "params", is_abstract=True)

@@ -7,6 +7,7 @@ often it was stopped.
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import logging
@@ -25,9 +26,11 @@ from goku_jax.data import video_io
 from goku_jax.eval import report as reports
 from goku_jax.eval import results
 from goku_jax.flow import noise
+from goku_jax.models import lora
 from goku_jax.parallel import batch as batches
 from goku_jax.parallel import mesh as meshes
 from goku_jax.parallel import rules
+from goku_jax.sample.restore import restore_base
 from goku_jax.train import (
   flow_task,
   guards,
@@ -41,7 +44,7 @@ from goku_jax.train.goodput import Goodput
 from goku_jax.train.optimizer import make_optimizer
 from goku_jax.train.pace import Pace
 from goku_jax.train.replay import Replay
-from goku_jax.train.step import TrainState, init_state, jit_step
+from goku_jax.train.step import TrainState, cast, init_state, jit_step
 from goku_jax.train.watchdog import Watchdog
 from goku_jax.typing import UserError
 
@@ -248,14 +251,20 @@ def _init_or_restore(run, tx, rng, before=None):
     found = found or checkpoint.restore(
       checkpoint.folder_of(workdir, config), trees, **how
     )
+    base = abstract.base and restore_base(config, abstract.base)
+  if base is not None:
+    held = functools.partial(cast, dtype=task.dtype)
+    base = jax.jit(held, out_shardings=placed.base)(base)
   if not found:
     with goodput.book("compile"):
-      state = jax.jit(init, out_shardings=placed)(rng)
-    return init_from.begin(config, state, abstract), placed, 0
+      make = lambda rng: init(rng).replace(base=None)
+      state = jax.jit(make, out_shardings=placed.replace(base=None))(rng)
+    state = init_from.begin(config, state.replace(base=base), abstract)
+    return state, placed, 0
   step, trees, position = found
   print(f"resumed from step {step} of {config.total_steps}", flush=True)
   more = {name: trees.pop(name) for name in abstract.more_ema or ()}
-  state = TrainState(**trees, more_ema=more or None)
+  state = TrainState(**trees, more_ema=more or None, base=base)
   return state, placed, position["batch"]
 
 
@@ -425,7 +434,12 @@ def _best(config, workdir, steps):
 def _evaluate(run, state, names):
   if names:
     step = int(state.step)
-    run.task.evaluate(names, step, state.params, state.ema, run.workdir)
+    run.task.evaluate(names, step, *_weights(state), run.workdir)
+
+
+def _weights(state) -> list:
+  """Parameters and their average, as the model takes them."""
+  return [lora.join(tree, state.base) for tree in (state.params, state.ema)]
 
 
 def _draw_batch(workdir, videos):
@@ -525,7 +539,7 @@ def _draw_curves(workdir):
 
 def _show(workdir, task, state, step, writers):
   """What raw and averaged parameters draw, side by side: picture and film."""
-  shown = task.show(state.params, state.ema)
+  shown = task.show(*_weights(state))
   if not writers:
     return
   rows = [list(row) for row in zip(*shown.values(), strict=True)]

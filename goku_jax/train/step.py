@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from goku_jax.models import lora
 from goku_jax.parallel import rules
 from goku_jax.train import guards, optimizer
 
@@ -29,12 +30,15 @@ class TrainState:
   # Parameters and `opt_state` of an opponent, where there is one.
   critic: Any = None
   more_ema: Any = None  # averages with other decays, by `ema_name`
+  base: Any = None  # what `params` adapt, where these are adapters
 
 
 def init_state(
   params, tx, critic_params=None, *, window=128, more_ema=()
 ) -> TrainState:
-  """The state before the first step."""
+  """The state before the first step; of adapters, where `params` has some."""
+  adapters, base = lora.split(params)
+  params, base = (adapters, base) if adapters else (params, None)
   critic = critic_params and {
     "params": critic_params,
     "opt_state": tx.init(critic_params),
@@ -50,6 +54,7 @@ def init_state(
       ema_name(decay): jax.tree.map(jnp.copy, params) for decay in more_ema
     }
     or None,
+    base=base,
   )
 
 
@@ -115,12 +120,18 @@ def lay_out(params, dtype):
   its products: half of what it would else gather and hold.
   """
 
-  def cast(path, x):
+  return rules.constrain(cast(params, dtype), weights=True)
+
+
+def cast(params, dtype):
+  """Weights with those of the scan's products in their dtype."""
+
+  def of_products(path, x):
     names = [key.key for key in path]
     is_product = "blocks" in names and names[-1] == "kernel"
     return x.astype(dtype) if is_product else x
 
-  return rules.constrain(jax.tree.map_with_path(cast, params), weights=True)
+  return jax.tree.map_with_path(of_products, params)
 
 
 def _update(critic, grads, tx):
@@ -185,8 +196,12 @@ def train_step(
   no more than those with many short ones.
   """
   weights = lay_out(state.params, dtype)
+  base = state.base and lay_out(state.base, dtype)
   if critic is None:
-    grad_fn = lambda part: jax.grad(loss_fn, has_aux=True)(weights, part, rng)
+    whole_loss = lambda weights, *args: loss_fn(lora.join(weights, base), *args)
+    grad_fn = lambda part: jax.grad(whole_loss, has_aux=True)(
+      weights, part, rng
+    )
   else:
     grad_fn = lambda part: critic.grad_fn(
       weights, state.critic["params"], part, rng, state.step

@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from flax.core import FrozenDict
 from jax.sharding import PartitionSpec as P
 
 from goku_jax.data import schema
@@ -54,6 +55,9 @@ STATES = {
 }
 STATES["goku classes"] = lambda: flow_state("debug", num_classes=10)
 STATES["goku told of frames"] = lambda: flow_state("debug", conditioned=True)
+STATES["goku adapters"] = lambda: flow_state(
+  "8b", lora=FrozenDict(rank=16, alpha=16.0, targets="attn/")
+)
 STATES["goku biases"] = lambda: flow_state(
   "debug", has_text=True, attention_bias=True
 )

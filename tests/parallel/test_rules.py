@@ -56,7 +56,9 @@ STATES = {
 STATES["goku classes"] = lambda: flow_state("debug", num_classes=10)
 STATES["goku told of frames"] = lambda: flow_state("debug", conditioned=True)
 STATES["goku adapters"] = lambda: flow_state(
-  "8b", lora=FrozenDict(rank=16, alpha=16.0, targets="attn/")
+  "8b",
+  has_text=True,
+  lora=FrozenDict(rank=16, alpha=16.0, targets="blocks/self_attn/"),
 )
 STATES["goku biases"] = lambda: flow_state(
   "debug", has_text=True, attention_bias=True

@@ -123,6 +123,10 @@ def make_goku(
     rope.axis_widths(config.width // config.num_heads)
   except ValueError as error:
     raise UserError(f"model: {error}; set fewer heads or a width") from error
+  if config.positions not in ("rope", "sinusoidal"):
+    raise UserError(
+      f"model.positions={config.positions!r} is not one of rope, sinusoidal"
+    )
   if text is not None:
     _check_heads("model.text", text)
     if text.width % 2 or text.width < 4:  # sines and cosines of the place

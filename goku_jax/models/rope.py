@@ -37,6 +37,18 @@ def rope_tables(
   return jnp.cos(angle_BLK), jnp.sin(angle_BLK)
 
 
+def sinusoids(
+  positions_BL3: Int[Array, "B L 3"], width: int, theta: float = 10_000.0
+) -> Float[Array, "B L width"]:
+  """Cosines and sines of the same angles, to be added to tokens.
+
+  What rotary positions took the place of (section 2.2); as
+  arXiv:1706.03762, section 3.5, on three axes.
+  """
+  tables = rope_tables(positions_BL3, width, theta)
+  return jnp.concatenate([table[..., ::2] for table in tables], -1)
+
+
 def rotate(
   x_BLNK: Float[Array, "B L N K"],
   cos_BLK: Float[Array, "B L K"],

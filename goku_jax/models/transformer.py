@@ -44,7 +44,8 @@ class TransformerConfig:
   conditioned: bool = False  # on given frames (section 2.5)
   attention_bias: bool = False
   rotate_cross_queries: bool = True  # as the released code does
-  rope_theta: float = 10_000.0
+  positions: str = "rope"  # or sinusoidal: added to the tokens
+  rope_theta: float = 10_000.0  # of either
   # What the backward pass finds again: all with "none"; else activations by
   # name, kept or, as in "attention:offload,mlp", held in the host's memory. The
   # rest is computed again. Presets: REMAT.
@@ -216,12 +217,12 @@ class Transformer(nn.Module):
     if dropped_BG is None:
       dropped_BG = jnp.zeros(t_BG.shape, bool)
     one_hot_BLG = jax.nn.one_hot(segment_ids_BL - 1, G)  # zero on padding
+    tables = None
+    if cfg.positions == "rope":
+      head_width = cfg.width // cfg.num_heads
+      tables = rope.rope_tables(positions_BL3, head_width, cfg.rope_theta)
     pack = dict(
-      segment_ids_BL=segment_ids_BL,
-      one_hot_BLG=one_hot_BLG,
-      rope=rope.rope_tables(
-        positions_BL3, cfg.width // cfg.num_heads, cfg.rope_theta
-      ),
+      segment_ids_BL=segment_ids_BL, one_hot_BLG=one_hot_BLG, rope=tables
     )
     if cfg.text_width:
       queries, has_text = route_text(
@@ -254,6 +255,9 @@ class Transformer(nn.Module):
     x_BLD = nn.Dense(
       cfg.width, kernel_init=layers.xavier, dtype=cfg.dtype, name="patch_in"
     )(tokens_BLP)
+    if tables is None:
+      added = rope.sinusoids(positions_BL3, cfg.width, cfg.rope_theta)
+      x_BLD += added.astype(x_BLD.dtype)
     x_BLD = nn.with_logical_constraint(x_BLD, ("batch", "tokens", None))
     block = Block
     if self.weights_fn:

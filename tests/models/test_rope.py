@@ -80,6 +80,16 @@ def test_products_depend_on_differences_only(shift):
   )
 
 
+@pytest.mark.parametrize("shift", [(3, 0, 0), (0, 5, 0), (2, 7, 11)])
+def test_products_of_sinusoids_depend_on_differences_only(shift):
+  at_q, at_k = np.random.default_rng(1).integers(0, 30, (2, 1, 4, 3))
+  added = lambda at: rope.sinusoids(jnp.asarray(at), 64)
+  product = lambda by: (added(at_q + by) * added(at_k + by)).sum(-1)
+  assert added(at_q).shape == (1, 4, 64)
+  np.testing.assert_allclose(product(np.array(shift)), product(0), atol=1e-4)
+  np.testing.assert_allclose((added(at_q) ** 2).sum(-1), 32, rtol=1e-5)
+
+
 def test_the_origin_stays_and_lengths_are_kept():
   x = np.random.default_rng(2).standard_normal((5, 16)).astype(np.float32)
   np.testing.assert_array_equal(rotate(x, np.zeros((5, 3), int)), x)

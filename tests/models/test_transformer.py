@@ -80,6 +80,23 @@ def test_another_theta_gives_another_output(make_model, pack, make_sample):
   assert np.abs(outs[0] - outs[1])[0, :8].max() > 1e-4
 
 
+@pytest.mark.parametrize(
+  ("positions", "sees_the_place"), [("rope", False), ("sinusoidal", True)]
+)
+def test_sinusoids_tell_the_place_and_rotations_the_difference(
+  make_model, pack, make_sample, positions, sees_the_place
+):
+  (tokens, t, ids, places), kwargs = pack([make_sample(0, (2, 2, 2))])
+  model, params = make_model(rotate_cross_queries=False, positions=positions)
+  apply = jax.jit(model.apply)
+  one, two = (
+    apply({"params": params}, tokens, t, ids, places + by, **kwargs)
+    for by in (0, 3)
+  )
+  moved = np.abs(one - two).max() / np.abs(one).max()
+  assert moved > 1e-2 if sees_the_place else moved < 1e-5
+
+
 def test_at_init_the_output_is_exactly_zero(pack, make_sample):
   args, kwargs = pack([make_sample(0, (2, 2, 2)), make_sample(1, (1, 2, 3))])
   model = fresh(text_width=24, num_classes=5)

@@ -114,6 +114,15 @@ def test_a_class_without_text_steers_unless_guidance_is_zero():
     np.testing.assert_allclose(one, two, atol=1e-5)  # no label: dropped
 
 
+def test_one_branch_without_guidance_draws_what_two_do(model):
+  one, two = (
+    draw(model, guidance_scale=1.0),
+    draw(model, guidance_scale=1.00001),
+  )
+  for a, b in zip(one, two, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-4)
+
+
 def test_a_model_in_bfloat16_draws_nearly_the_same(model, drawn):
   half = make_model(runs.read_config(model__dtype="bfloat16"), Codec())
   for one, two in zip(drawn, draw((half, model[1])), strict=True):

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "goku_jax"
 LIBRARIES = {"models", "flow", "data", "parallel"}
 JOBS = {"curate", "prepare", "convert", "train", "bench", "plan"}
-JOBS |= {"sample", "eval"}
+JOBS |= {"sample", "eval", "ablations"}
 # Between jobs: samples and evaluators run inside training, an evaluator
 # samples, a run is restored in one way, and bench and plan measure what the
 # others do.
@@ -26,6 +26,7 @@ JOB_MAY_USE = {
   "eval": {"sample"},
   "bench": JOBS,
   "plan": JOBS,
+  "ablations": JOBS,
 }
 MESH_AXES = {"replica", "fsdp", "sequence", "tensor"}
 

@@ -85,6 +85,7 @@ def test_an_unknown_variant_is_refused_with_the_known_ones():
     (dict(num_heads=0), "num_heads=0 does not divide width=32"),
     (dict(num_heads=4), "even head width >= 16, got 8"),
     (dict(dtype="float16"), "dtype='float16' is not one of float32, bfloat16"),
+    (dict(positions="none"), "positions=.none. is not one of rope, sinusoidal"),
     (dict(remat="some"), "remat='some': set one of none, full, keep_attention"),
     (dict(remat="mlp:away"), "or names of attention, mlp"),
     (dict(text=TEXT | dict(num_heads=5)), "num_heads=5 does not divide"),

@@ -1,0 +1,1 @@
+"""Trainings that differ in one thing, and what is made of them."""

@@ -8,8 +8,12 @@ after a million. That speaks for a batch of 1,024 to 2,048 and a guidance of
   python -m goku_jax.train --config=configs/imagenet.py:objective=flow \
     --config.data.path=LATENTS --workdir=PILOT
 
-LATENTS need classes, which `prepare` does not keep of TFDS's labels yet; those
-of the digits have ten (--config.model.num_classes=10).
+LATENTS with classes come of a TFDS set with labels, or of the digits, which
+have ten (--config.model.num_classes=10):
+
+  python -m goku_jax.prepare --config=configs/clips.py:stage=prepare \
+    --config.vae.workdir=VAE --config.data.path=tfds:imagenet2012 \
+    --workdir=LATENTS
 
 objective=flow or ddpm (linear schedule, epsilon); variant=1b, or b, DiT's base.
 What a slice needs: `python -m goku_jax.plan --config=configs/imagenet.py

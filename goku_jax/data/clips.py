@@ -57,8 +57,6 @@ class Clips:
       section 4.3, where a score of that name came along.
   """
 
-  num_classes = 1
-
   def __init__(
     self,
     items,
@@ -94,6 +92,7 @@ class Clips:
         f"pixels={pixels} hold no frame of {multiple}x{multiple}: set more"
       )
     self.items, self.decoder = items, decoder
+    self.num_classes = items.num_classes
     self.fps, self.pictures = fps, pictures
     self.num_frames = tuple(range(min_frames, max_frames + 1, step_frames))
     self.pixels, self.multiple = pixels, multiple
@@ -196,6 +195,10 @@ class Clips:
       return list(item.captions) or [""]
     return [add_motion_score(c, score) for c in item.captions or ("",)]
 
+  def _class_of(self, item):
+    label = int(item.scores.get(self.items.label, -1))
+    return label if 0 <= label < self.num_classes else -1
+
   def _read(self, item, window):
     times = [
       window.begin + (i / window.fps if i else 0) for i in range(window.frames)
@@ -204,6 +207,7 @@ class Clips:
     return {
       "video": video,
       "captions": tuple(self._captions(item)),
+      "class": self._class_of(item),
       "about": {
         "key": item.key,
         "begin": round(window.begin, 6),

@@ -246,6 +246,7 @@ class Digits:
       "video": video,
       "caption": caption,
       "digit": digit,
+      "class": digit,
       "direction": direction,
       "speed": speed,
       "glyph": int(label["glyph"]),

@@ -45,6 +45,8 @@ class Source:
   A reader gives `__len__`, `_key`, `_read` and `_identity`.
   """
 
+  label, num_classes = None, 1  # the score that is a class, below that many
+
   def __init__(self, name: str, *, ignored: int = 0):
     self.name, self.ignored = name, ignored
 

@@ -39,7 +39,7 @@ from array_record.python import array_record_module
 from goku_jax.data import tokenize
 from goku_jax.typing import UserError
 
-LAYOUT = 3
+LAYOUT = 4
 MANIFEST, INDEX, DROPPED = "manifest.json", "index.npz", "dropped.jsonl"
 NULL_TEXT = "null_text.npy"  # float16 [1, E], where there is a text encoder
 

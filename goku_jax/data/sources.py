@@ -8,7 +8,7 @@ them, and `read(index, visit)`, a sample of
   mean, logvar     float32 [T, H, W, C], each channel of `mean` of unit variance
   text_ids         int32 [s], the whole caption and EOS
   text_embeddings  float16 [s, E] of it, E = 0 where the model reads the pieces
-  class, index     int, the class below num_classes
+  class, index     int, the class below num_classes, -1 where there is none
   first, last      of a clip, float32 [1, H, W, C], its first and last frame,
                    each encoded alone; where models are told of given frames
 
@@ -65,7 +65,7 @@ class Pixels:
       "logvar": np.full_like(mean, schema.NO_LOGVAR),
       "text_ids": ids,
       "text_embeddings": np.zeros((len(ids), 0), np.float16),
-      "class": int(sample.get("digit", 0)),
+      "class": int(sample.get("class", 0)),
       "index": index,
       "first": mean[:1],
       "last": mean[-1:],
@@ -151,7 +151,7 @@ class Latents:
       "logvar": logvar - 2 * np.log(self._std),
       "text_ids": ids,
       "text_embeddings": embeddings,
-      "class": int(record.get("digit", 0)),
+      "class": int(record.get("class", 0)),
       "index": index,
     }
 

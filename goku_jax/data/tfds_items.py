@@ -8,7 +8,8 @@
             [H, W, 3], see `tfds_media`
   captions  Text of the name `caption`, `captions` or `text`, else the name of
             the class, with spaces
-  scores    scalars, and the number of the class
+  scores    scalars, and the number of the class: of `label`, or of the first
+            feature whose classes have names
 
 The key is the split and the number in it, `train/0000012`.
 """
@@ -67,7 +68,8 @@ class Tfds(Source):
       f.name for f in features if f.kind == "Text" and f.base in _CAPTIONS
     ]
     self._scalars = [f for f in features if f.is_scalar]
-    self._labels = _read_labels(folder, self._scalars)
+    self.label, self._names = _read_names(folder, self._scalars)
+    self.num_classes = max(1, len(self._names))
     splits = {split["name"]: split for split in self._info["splits"]}
     self._parts = _choose_records(name, spec[2] or "train", splits)
     self._shards = {
@@ -105,16 +107,11 @@ class Tfds(Source):
     except (ValueError, AttributeError):
       raise Problem("is no record of the features that the set has") from None
     captions, scores = captions_and_scores(row | {"captions": texts})
-    if not self._texts:
-      captions = self._class_name(row)
+    label = row.get(self.label)
+    if not self._texts and label is not None and 0 <= label < self.num_classes:
+      captions = (self._names[label],)
     media = tfds_media.encode(self._media, example, scores.get("fps"))
     return Item(self._key(i), media, captions, scores)
-
-  def _class_name(self, row) -> tuple[str, ...]:
-    for name, names in self._labels.items():
-      if row[name] is not None and 0 <= row[name] < len(names):
-        return (names[row[name]],)
-    return ()
 
   def _identity(self):
     names = ("name", "configName", "version")
@@ -196,15 +193,15 @@ def _flatten(feature, name="", repeated=False) -> Iterator[Feature]:
     yield Feature(name, kind, content, repeated)
 
 
-def _read_labels(folder, scalars) -> dict[str, list[str]]:
-  """Names of the classes of each label, `label` first."""
-  labels = {}
+def _read_names(folder, scalars) -> tuple[str | None, list[str]]:
+  """The feature that has classes, `label` before others, and their names."""
   for feature in sorted(scalars, key=lambda f: f.base != "label"):
     path = folder / f"{feature.name.replace('/', '-')}.labels.txt"
     if feature.kind == "ClassLabel" and path.exists():
-      lines = path.read_text(encoding="utf-8").split("\n")
-      labels[feature.name] = [line.strip().replace("_", " ") for line in lines]
-  return labels
+      lines = path.read_text(encoding="utf-8").splitlines()
+      names = [line.strip().replace("_", " ") for line in lines]
+      return feature.name, names
+  return None, []
 
 
 def _scalar(example, feature):

@@ -237,8 +237,9 @@ class Transformer(nn.Module):
 
     c_BGD = layers.TimestepEmbedding(cfg.width, cfg.dtype, name="time")(t_BG)
     if cfg.num_classes:
-      # Row num_classes stands for a dropped class.
-      rows_BG = jnp.where(dropped_BG, cfg.num_classes, class_BG)
+      # Row num_classes stands for a class that is dropped, or unknown.
+      is_none = dropped_BG | (class_BG < 0)
+      rows_BG = jnp.where(is_none, cfg.num_classes, class_BG)
       c_BGD += nn.Embed(
         cfg.num_classes + 1,
         cfg.width,

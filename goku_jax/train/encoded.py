@@ -107,7 +107,7 @@ class Encoded:
       "logvar": logvar - 2 * np.log(self._std),
       "text_ids": ids,
       "text_embeddings": embeddings.astype(np.float16),
-      "class": int(sample.get("digit", 0)),
+      "class": int(sample.get("class", 0)),
       "index": index,
     }
 

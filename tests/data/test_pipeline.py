@@ -120,7 +120,7 @@ def test_a_batch_holds_the_samples_that_it_names(raw):
         np.testing.assert_array_equal(video, want["video"])
         ids = tokenize.encode(want["caption"])
         np.testing.assert_array_equal(sample["text_ids"], ids)
-        assert sample["class"] == want["digit"]
+        assert sample["class"] == want["class"]
   for batch in make_vae(raw, num_steps=2):
     for kind in pipeline.KINDS:
       for video, i in zip(

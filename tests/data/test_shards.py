@@ -24,7 +24,7 @@ def make_record(i, dtype=np.float32):
     "mean": mean.astype(dtype),
     "logvar": np.full(shape, LOGVAR, dtype),
     "about": {"captions": [f"the digit {i} — п", "a digit"], "seconds": 0.5},
-    "digit": i % 10,
+    "class": i % 10,
   }
 
 
@@ -69,7 +69,7 @@ def test_records_hold_what_was_written(folder):
     record, want = safetensors.numpy.load(records[i]), make_record(i)
     np.testing.assert_array_equal(record["mean"], want["mean"])
     assert json.loads(record["about"].tobytes()) == want["about"]
-    assert record["digit"] == i % 10
+    assert record["class"] == i % 10
 
 
 def test_the_manifest_counts_all(tmp_path):

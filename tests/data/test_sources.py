@@ -60,7 +60,7 @@ def test_a_folder_gives_back_what_was_written(folder):
     np.testing.assert_allclose(
       np.exp(sample["logvar"]) * std**2, np.exp(record["logvar"]), rtol=1e-5
     )
-    assert (sample["class"], sample["index"]) == (record["digit"], i)
+    assert (sample["class"], sample["index"]) == (record["class"], i)
     assert source.is_video[i] == (len(record["mean"]) > 1)
 
 

@@ -17,6 +17,8 @@ from array_record.python import array_record_module
 from PIL import Image
 
 from goku_jax.data import media
+from goku_jax.data.clips import Clips
+from goku_jax.data.decoder import Decoder
 from goku_jax.data.items import open_items
 from goku_jax.typing import UserError
 
@@ -157,6 +159,7 @@ def pixels(item):
 def test_a_set_of_images_is_read_as_encoded(tmp_path):
   images(tmp_path)
   source = open_items(f"tfds:tiny@{tmp_path}")
+  assert source.num_classes == len(NAMES)
   items = list(source)
   assert [item.key for item in items] == [f"train/{i:07d}" for i in range(6)]
   encoded_images = [encoded(picture(i)) for i in range(6)]
@@ -168,6 +171,20 @@ def test_a_set_of_images_is_read_as_encoded(tmp_path):
     assert item.scores == {"label": i % 2, **aesthetic}
     np.testing.assert_array_equal(pixels(item)[0], picture(i))
   assert list(pickle.loads(pickle.dumps(source))) == items
+
+
+def test_labels_are_the_classes_of_clips(tmp_path):
+  images(tmp_path)
+  source = open_items(f"tfds:tiny@{tmp_path}")
+  settings = dict(fps=0.0, min_frames=5, max_frames=5, step_frames=4)
+  settings |= dict(pictures=True, pixels=64, multiple=8, clips_per_file=1)
+  settings |= dict(captions="required", motion_score=False)
+  with Decoder(1) as decoder:
+    clips = Clips(source, decoder, **settings)
+    assert clips.num_classes == 2
+    for i, item in enumerate(source):
+      (clip,) = clips.cut(i)
+      assert clip["class"] == NAMES.index(item.captions[0].replace(" ", "_"))
 
 
 def test_splits_are_chosen_as_tfds_writes_them(tmp_path):

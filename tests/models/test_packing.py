@@ -190,6 +190,18 @@ def test_a_dropped_class_is_the_last_row_of_the_table(
   assert used == [2, model.config.num_classes]
 
 
+def test_an_unknown_class_is_a_dropped_one(apply, debug_model, pack, samples):
+  variables = {"params": debug_model[1]}
+  last = debug_model[0].config.num_classes
+  one, two = (
+    pack([samples[1] | {"label": label, "dropped": False}])
+    for label in (-1, last)
+  )
+  np.testing.assert_array_equal(
+    *(apply(variables, *args, **kwargs) for args, kwargs in (one, two))
+  )
+
+
 def test_one_guided_pack_holds_both_fields(apply, debug_model, pack, samples):
   """Dropping by flag, not by changing the batch: what guidance relies on."""
   variables = {"params": debug_model[1]}

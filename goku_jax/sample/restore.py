@@ -18,7 +18,7 @@ from goku_jax.parallel import mesh as meshes
 from goku_jax.parallel import rules
 from goku_jax.parallel.attention import shard_attention, shard_text_attention
 from goku_jax.sample import codec as codecs
-from goku_jax.sample import t5
+from goku_jax.sample import text as texts
 from goku_jax.typing import UserError
 
 WEIGHTS = ("ema", "params")
@@ -33,7 +33,7 @@ class Restored(NamedTuple):
   params: Any
   codec: codecs.Codec
   step: int
-  text: t5.T5 | None = None  # where the model reads embeddings of it
+  text: texts.TextEncoder | None = None  # where the model reads embeddings
   ranks: int = 1  # that share the packs which are drawn at once
   weights: str | None = None  # the kind that `params` are, one of WEIGHTS
   digest: str | None = None  # of the checkpoint; None: still in training
@@ -44,7 +44,7 @@ def reads_embeddings(config) -> bool:
   return "text" in config and "text" not in config.model
 
 
-def load_text(text) -> t5.T5:
+def load_text(text) -> texts.TextEncoder:
   """The text encoder of a config's section `text`.
 
   Raises:
@@ -52,10 +52,10 @@ def load_text(text) -> t5.T5:
   """
   if not text.path:
     raise UserError(
-      "this model reads embeddings of FLAN-T5: set --config.text.path to its"
-      " folder, in sample --text_encoder"
+      "this model reads embeddings of text: set --config.text.path to its"
+      " encoder's folder, in sample --text_encoder"
     )
-  return t5.load(
+  return texts.load(
     text.path,
     dtype=text.dtype,
     max_text=text.max_text,

@@ -23,7 +23,7 @@ class Encoded:
       `video` and `captions`.
     encode_by: the autoencoder.
     statistics: `latent_mean` and `latent_std`, by channel.
-    text: a `sample.t5.T5` where captions are wanted as embeddings.
+    text: a `sample.text.TextEncoder` where captions are wanted as embeddings.
     max_shapes: of clips, each of which compiles an encoder.
     max_dropped: share of the samples that may fail.
     ends: whether the first and last frame of clips are encoded alone too.

@@ -24,7 +24,8 @@ from goku_jax.data import (
   tokenize,
 )
 from goku_jax.sample import codec as codecs
-from goku_jax.sample import encoder, t5
+from goku_jax.sample import encoder
+from goku_jax.sample import text as texts
 from goku_jax.sample.restore import (
   LATENTS,
   load_text,
@@ -44,7 +45,7 @@ class FlowSource(NamedTuple):
   names: tuple[str, ...]  # of its parts
   member: np.ndarray  # int [n], the part of each sample
   settle: Callable[[Any], None]  # see task.Task
-  text: t5.T5 | None = None  # where the model reads embeddings of it
+  text: texts.TextEncoder | None = None  # where the model reads embeddings
   close: Callable[[], None] = lambda: None  # see task.Task
 
 

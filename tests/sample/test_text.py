@@ -1,4 +1,4 @@
-"""FLAN-T5 out of a folder: captions in, embeddings out, bad folders refused."""
+"""Text encoders out of a folder: captions in, embeddings out, or a refusal."""
 
 import io
 import json
@@ -14,7 +14,7 @@ import tokenizers
 
 from goku_jax.data import clips
 from goku_jax.parallel import mesh as meshes
-from goku_jax.sample import t5
+from goku_jax.sample import text, text_kinds
 from goku_jax.typing import UserError
 
 SENTENCES = [
@@ -125,7 +125,7 @@ def folder(whole, tmp_path):
 
 @pytest.fixture(scope="module")
 def loaded(whole):
-  return t5.load(whole)
+  return text.load(whole)
 
 
 def change_config(folder, **changes):
@@ -141,7 +141,7 @@ def change_tensors(folder, change):
 def refusal(folder, **arguments):
   """The one line with which a folder is refused."""
   with pytest.raises(UserError) as caught:
-    t5.load(folder, **arguments)
+    text.load(folder, **arguments)
   (line,) = str(caught.value).splitlines()
   return line
 
@@ -174,7 +174,7 @@ def test_a_caption_alone_is_what_it_is_in_company(loaded):
 
 def test_a_long_caption_keeps_its_motion_score(whole):
   """Here nearly every letter is a token: the most that any tokenizer needs."""
-  short = t5.load(whole, max_text=50)
+  short = text.load(whole, max_text=50)
   captions = [clips.add_motion_score(CAPTIONS[3] * 9, x) for x in (4.2, 999.9)]
   one, two = short.encode(captions)
   assert len(one) == len(two) == 50
@@ -186,14 +186,14 @@ def test_a_long_caption_keeps_its_motion_score(whole):
 
 
 def test_a_longer_padding_changes_nothing(whole, loaded, monkeypatch):
-  monkeypatch.setattr(t5, "LENGTHS", ())
-  padded = t5.load(whole, max_text=70)
+  monkeypatch.setattr(text, "LENGTHS", ())
+  padded = text.load(whole, max_text=70)
   assert gap(padded.encode(CAPTIONS[:3]), loaded.encode(CAPTIONS[:3])) < 1e-5
 
 
 def test_eight_devices_give_what_one_gives(whole, loaded):
   mesh = meshes.make_mesh(replica=2)
-  sharded = t5.load(whole, mesh=mesh)
+  sharded = text.load(whole, mesh=mesh)
   assert gap(sharded.encode(CAPTIONS), loaded.encode(CAPTIONS)) < 1e-5
   for leaf in jax.tree.leaves(sharded._params):
     assert len(leaf.sharding.device_set) == 8
@@ -202,7 +202,7 @@ def test_eight_devices_give_what_one_gives(whole, loaded):
 
 
 def test_bfloat16_is_close_to_float32_and_half_as_large(whole, loaded):
-  small = t5.load(whole, dtype="bfloat16")
+  small = text.load(whole, dtype="bfloat16")
   exact = np.concatenate(loaded.encode(CAPTIONS))
   error = np.concatenate(small.encode(CAPTIONS)) - exact
   ratio = np.std(error) / np.std(exact)
@@ -222,20 +222,20 @@ def test_a_long_caption_is_cut_before_its_end_of_text(kind, folder):
     made.enable_truncation(4)
     made.enable_padding(length=9)
     made.save(str(folder / kind))
-  tokenizer = t5.read_tokenizer(folder, CONFIG["vocab_size"])
+  tokenizer = text.read_tokenizer(folder, CONFIG["vocab_size"], text_kinds.T5)
   assert tokenizer.ids_of("") == []
-  assert tokenizer.eos == 1
-  text = SENTENCES[1]
-  ids = tokenizer.ids_of(text)
+  assert tokenizer.end == [1]
+  sentence = SENTENCES[1]
+  ids = tokenizer.ids_of(sentence)
   assert len(ids) > 8
   assert not {0, 1, 2} & set(ids)  # every letter is known
-  short, long = t5.load(folder, max_text=8), t5.load(folder)
-  assert short.count(text) == 8
-  assert long.count(text) == len(ids) + 1
+  short, long = text.load(folder, max_text=8), text.load(folder)
+  assert short.count(sentence) == 8
+  assert long.count(sentence) == len(ids) + 1
   assert [short.count("") for short in (short, long)] == [1, 1]
-  assert list(short._ids(text)) == [*ids[:4], *ids[-3:], 1]
-  assert list(long._ids(text)) == [*ids, 1]
-  assert short.encode([text])[0].shape == (8, CONFIG["d_model"])
+  assert list(short._ids(sentence)) == [*ids[:4], *ids[-3:], 1]
+  assert list(long._ids(sentence)) == [*ids, 1]
+  assert short.encode([sentence])[0].shape == (8, CONFIG["d_model"])
 
 
 def test_weights_that_name_the_table_after_the_encoder_are_the_same(
@@ -245,18 +245,18 @@ def test_weights_that_name_the_table_after_the_encoder_are_the_same(
     folder,
     lambda x: x.update({"encoder.embed_tokens.weight": x.pop("shared.weight")}),
   )
-  renamed = t5.load(folder)
+  renamed = text.load(folder)
   assert gap(renamed.encode(CAPTIONS), loaded.encode(CAPTIONS)) == 0
 
 
 def test_the_digest_follows_the_weights_and_the_tokenizer(folder, loaded):
-  assert t5.load(folder).digest == loaded.digest
+  assert text.load(folder).digest == loaded.digest
   digests = {loaded.digest}
   change_tensors(folder, lambda x: x["shared.weight"].__imul__(2))
-  digests.add(t5.load(folder).digest)
+  digests.add(text.load(folder).digest)
   (folder / "tokenizer.json").unlink()
   (folder / "spiece.model").write_bytes(spiece_model())
-  digests.add(t5.load(folder).digest)
+  digests.add(text.load(folder).digest)
   assert [len(x) for x in digests] == [64] * 3
 
 
@@ -266,7 +266,7 @@ def test_a_folder_without_config_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
   "wrong",
-  [{"model_type": "bert"}, {"feed_forward_proj": "relu"}],
+  [{"model_type": "gpt2"}, {"feed_forward_proj": "relu"}],
   ids=str,
 )
 def test_another_model_is_refused(wrong, folder):
@@ -351,7 +351,7 @@ def test_a_tokenizer_without_end_of_text_is_refused(folder):
 def test_more_pieces_than_the_weights_have_are_refused(folder):
   (folder / "spiece.model").write_bytes(spiece_model())
   with pytest.raises(UserError, match=r"pieces, but the weights only 20$"):
-    t5.read_tokenizer(folder, 20)
+    text.read_tokenizer(folder, 20, text_kinds.T5)
 
 
 @pytest.mark.parametrize("kind", ["tokenizers", "sentencepiece"])
@@ -414,7 +414,64 @@ def test_transformers_gives_the_same_from_the_shards_it_saves(kind, tmp_path):
   expected = [
     x[:n].numpy() for x, n in zip(out.last_hidden_state, counts, strict=True)
   ]
-  loaded = t5.load(tmp_path)
+  loaded = text.load(tmp_path)
   found = loaded.encode(captions)
   for a, b in zip(found, expected, strict=True):
     assert gap([a], [b]) < 1e-5
+
+
+def bert_folder(folder, torch, transformers, **changes):
+  """A BERT with weights at which every part counts, and its tokenizer."""
+  sizes = dict(vocab_size=60, hidden_size=32, num_hidden_layers=3)
+  sizes |= dict(num_attention_heads=4, intermediate_size=40)
+  sizes |= dict(max_position_embeddings=64)
+  torch.manual_seed(0)
+  theirs = transformers.BertModel(transformers.BertConfig(**sizes | changes))
+  with torch.no_grad():
+    for name, parameter in theirs.named_parameters():
+      std = parameter.shape[-1] ** -0.5 if name.endswith("weight") else 0.3
+      parameter.normal_(std=std)
+      parameter.add_(1.0 if name.endswith("LayerNorm.weight") else 0.0)
+  theirs.eval().save_pretrained(folder)
+  words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+  words += sorted({word for line in SENTENCES for word in line.split()})
+  model = tokenizers.models.WordPiece(
+    {word: i for i, word in enumerate(words)}, unk_token="[UNK]"
+  )
+  made = tokenizers.Tokenizer(model)
+  made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  made.save(str(folder / "tokenizer.json"))
+  return theirs
+
+
+@pytest.mark.parity
+def test_transformers_bert_gives_the_same(tmp_path):
+  import torch
+  import transformers
+
+  theirs = bert_folder(tmp_path, torch, transformers).double()
+  loaded = text.load(tmp_path, max_text=64)
+  captions = [*CAPTIONS, "a quiet city in the rain " * 20]
+  counts = [loaded.count(caption) for caption in captions]
+  assert (min(counts), max(counts)) == (2, 64)  # both marks are always there
+  for caption, found in zip(captions, loaded.encode(captions), strict=True):
+    ids = torch.tensor([list(loaded._ids(caption))])
+    with torch.no_grad():
+      expected = theirs(input_ids=ids).last_hidden_state[0].numpy()
+    assert gap([found], [expected]) < 1e-5
+  with pytest.raises(UserError, match=r"max_text=65: .* reads 64 tokens at most"):
+    text.load(tmp_path, max_text=65)
+
+
+@pytest.mark.slow
+def test_sentences_of_one_meaning_are_near_in_minilm(minilm):
+  """Real weights, which a package carries."""
+  loaded = text.load(minilm, max_text=64)
+  captions = ["a rabbit sits in the grass", "a bunny on a green meadow"]
+  captions.append("the stock market fell on monday")
+  # Sentence vectors as its card has them: the mean over the tokens.
+  one, two, far = (x.mean(0) for x in loaded.encode(captions))
+  cosine = lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+  assert loaded.width == 384
+  assert cosine(one, two) > 0.5
+  assert cosine(one, far) < 0.2

@@ -1,11 +1,12 @@
-"""Captions to embeddings by FLAN-T5, read from a folder of Hugging Face.
+"""Captions to embeddings by a frozen encoder in a folder of Hugging Face.
 
-  <folder>/config.json                   sizes, as transformers names them
+  <folder>/config.json                   its kind and sizes, as transformers has
   <folder>/model.safetensors             or the shards of its .index.json
   <folder>/tokenizer.json, spiece.model  either; the first, where both are
 
-Of the weights only the encoder's are read. The empty string is the null text:
-its only token is the end of text (EOS), which every caption ends with.
+Of the weights only the encoder's are read. Kinds: FLAN-T5 (`t5`), which Goku
+has, and BERT (`bert`), MiniLM for one. The empty string is the null text: the
+marks alone that every caption has.
 
 Letters: B captions, S text tokens, E text width.
 """
@@ -17,7 +18,7 @@ import json
 import math
 import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,59 +31,29 @@ from goku_jax.models import layers
 from goku_jax.models import t5 as models
 from goku_jax.parallel import batch, rules
 from goku_jax.parallel import mesh as meshes
+from goku_jax.sample.text_kinds import KINDS, Kind
 from goku_jax.typing import UserError
 
 ROWS = 8  # captions encoded at once; under a mesh, rounded up to its devices
 LENGTHS = (32, 128, 512)  # captions are padded to one of them
-EOS = "</s>"
-
-_SIZES = {  # T5Config's field: the name in config.json
-  "vocab_size": "vocab_size",
-  "width": "d_model",
-  "depth": "num_layers",
-  "num_heads": "num_heads",
-  "head_width": "d_kv",
-  "mlp_width": "d_ff",
-  "buckets": "relative_attention_num_buckets",
-  "max_distance": "relative_attention_max_distance",
-  "eps": "layer_norm_epsilon",
-}
-_ATTENTION, _MLP = (f"encoder.block.{{}}.layer.{i}." for i in (0, 1))
-_TABLE, _TABLE_TOO = "shared.weight", "encoder.embed_tokens.weight"
-_PLACES = {  # our path: their tensors, side by side in our last dim
-  "pieces/embedding": (_TABLE,),
-  "distance/bias": (
-    "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-  ),
-  "blocks/attn_norm/scale": (_ATTENTION + "layer_norm.weight",),
-  "blocks/self_attn/qkv/kernel": tuple(
-    f"{_ATTENTION}SelfAttention.{name}.weight" for name in "qkv"
-  ),
-  "blocks/self_attn/out/kernel": (_ATTENTION + "SelfAttention.o.weight",),
-  "blocks/mlp_norm/scale": (_MLP + "layer_norm.weight",),
-  "blocks/mlp/up/kernel": tuple(
-    f"{_MLP}DenseReluDense.wi_{i}.weight" for i in (0, 1)
-  ),
-  "blocks/mlp/down/kernel": (_MLP + "DenseReluDense.wo.weight",),
-  "norm/scale": ("encoder.final_layer_norm.weight",),
-}
 
 
 class Tokenizer(NamedTuple):
   """Pieces of text as numbers."""
 
   path: pathlib.Path
-  ids_of: Callable[[str], list[int]]  # without EOS
-  eos: int
+  ids_of: Callable[[str], list[int]]  # without its marks
+  begin: list[int]  # marks before each text
+  end: list[int]  # and after it
 
 
-class T5:
+class TextEncoder:
   """A loaded encoder; `load` makes one.
 
   Attributes:
     width: numbers in an embedding.
-    max_text: longest caption in tokens, EOS among them; of a longer one stay
-      beginning and end (`data.tokenize.cut`).
+    max_text: longest caption in tokens, its marks among them; of a longer one
+      stay beginning and end (`data.tokenize.cut`).
   """
 
   def __init__(self, model, params, tokenizer, weights, max_text, mesh):
@@ -110,7 +81,7 @@ class T5:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
   def count(self, caption: str) -> int:
-    """Tokens of a caption, EOS among them, at most `max_text`."""
+    """Tokens of a caption, its marks among them, at most `max_text`."""
     return len(self._ids(caption))
 
   def encode(self, captions: list[str]) -> list[np.ndarray]:
@@ -148,13 +119,14 @@ class T5:
       return np.asarray(self._apply(self._params, **text))
 
   def _ids(self, caption):
-    ids = [*self._tokenizer.ids_of(caption), self._tokenizer.eos]
+    _, ids_of, begin, end = self._tokenizer
+    ids = [*begin, *ids_of(caption), *end]
     return tokenize.cut(ids, self.max_text)
 
 
 def load(
   folder, *, dtype: str = "float32", max_text: int = 512, mesh=None
-) -> T5:
+) -> TextEncoder:
   """The encoder in a local folder like that of google/flan-t5-xl.
 
   Args:
@@ -172,34 +144,43 @@ def load(
     raise UserError(f"dtype={dtype!r} is not one of {', '.join(layers.DTYPES)}")
   if max_text < 1:
     raise UserError(f"max_text={max_text}: set 1 or more")
-  model = models.T5Encoder(read_config(folder, jnp.dtype(dtype)))
-  tokenizer = read_tokenizer(folder, model.config.vocab_size)
+  kind, config = read_config(folder, jnp.dtype(dtype))
+  most = getattr(config, "places", max_text)
+  if max_text > most:
+    raise UserError(
+      f"max_text={max_text}: {folder} reads {most} tokens at most"
+    )
+  model = kind.model(config)
+  tokenizer = read_tokenizer(folder, config.vocab_size, kind)
   weights = _find_weights(folder)
   abstract = models.abstract_params(model)
-  tensors = _find_tensors(folder, weights, abstract)
-  params = _read_params(tensors, abstract, model.config.dtype, mesh)
-  return T5(model, params, tokenizer, weights, max_text, mesh)
+  tensors = _find_tensors(folder, kind, weights, abstract)
+  params = _read_params(kind, tensors, abstract, config.dtype, mesh)
+  return TextEncoder(model, params, tokenizer, weights, max_text, mesh)
 
 
-def read_config(folder: pathlib.Path, dtype) -> models.T5Config:
-  """The sizes in config.json, which must be of a T5 with gated GELU."""
+def read_config(folder: pathlib.Path, dtype) -> tuple[Kind, Any]:
+  """The kind and the sizes in config.json."""
   path = folder / "config.json"
   config = _read_json(path)
-  wanted = {"model_type": "t5", "feed_forward_proj": "gated-gelu"}
-  for name, value in wanted.items():
+  kind = KINDS.get(config.get("model_type"))
+  needs = kind.needs if kind else {"model_type": " or ".join(KINDS)}
+  for name, value in needs.items():
     if config.get(name) != value:
       raise UserError(
-        f"{path} has {name}={config.get(name)!r}, not {value!r}: name a folder"
-        " of T5 v1.1 or FLAN-T5"
+        f"{path} has {name}={config.get(name)!r}, not {value}: name a folder of"
+        " T5 v1.1, FLAN-T5 or a BERT"
       )
-  missing = [name for name in _SIZES.values() if name not in config]
+  missing = [name for name in kind.sizes.values() if name not in config]
   if missing:
     raise UserError(f"{path} lacks {', '.join(missing)}")
-  sizes = {field: config[name] for field, name in _SIZES.items()}
-  return models.T5Config(**sizes, dtype=dtype)
+  sizes = {field: config[name] for field, name in kind.sizes.items()}
+  return kind, kind.config(**sizes, dtype=dtype)
 
 
-def read_tokenizer(folder: pathlib.Path, vocab_size: int) -> Tokenizer:
+def read_tokenizer(
+  folder: pathlib.Path, vocab_size: int, kind: Kind
+) -> Tokenizer:
   """What turns text into ids below `vocab_size`."""
   paths = [folder / "tokenizer.json", folder / "spiece.model"]
   path = next((path for path in paths if path.is_file()), None)
@@ -207,20 +188,22 @@ def read_tokenizer(folder: pathlib.Path, vocab_size: int) -> Tokenizer:
     raise UserError(f"{folder} has neither tokenizer.json nor spiece.model")
   read = _read_tokenizers if path.suffix == ".json" else _read_sentencepiece
   try:
-    ids_of, eos, size = read(str(path))
+    ids_of, id_of, size = read(str(path))
+    begin, end = ([id_of(m) for m in marks] for marks in (kind.begin, kind.end))
   except ImportError as error:
     raise UserError(
       f"{path} needs {error.name}: pip install goku_jax[text]"
     ) from error
   except Exception as error:  # the libraries' own, derived from nothing else
     raise UserError(f"{path} is cut short or no tokenizer: {error}") from error
-  if eos is None or eos < 0:
-    raise UserError(f"{path} has no {EOS}: it is no tokenizer of T5")
+  if None in (*begin, *end):
+    marks = " and ".join((*kind.begin, *kind.end))
+    raise UserError(f"{path} has no {marks}: it is of another model")
   if size > vocab_size:
     raise UserError(
       f"{path} has {size} pieces, but the weights only {vocab_size}"
     )
-  return Tokenizer(path, ids_of, eos)
+  return Tokenizer(path, ids_of, begin, end)
 
 
 def _read_tokenizers(path):
@@ -230,14 +213,16 @@ def _read_tokenizers(path):
   tokenizer.no_truncation()  # which the file may ask for, as for padding
   tokenizer.no_padding()
   ids_of = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
-  return ids_of, tokenizer.token_to_id(EOS), tokenizer.get_vocab_size()
+  return ids_of, tokenizer.token_to_id, tokenizer.get_vocab_size()
 
 
 def _read_sentencepiece(path):
   import sentencepiece
 
   model = sentencepiece.SentencePieceProcessor(model_file=path)
-  return model.encode, model.eos_id(), model.get_piece_size()
+  known = lambda piece: model.id_to_piece(model.piece_to_id(piece)) == piece
+  id_of = lambda piece: model.piece_to_id(piece) if known(piece) else None
+  return model.encode, id_of, model.get_piece_size()
 
 
 def _find_weights(folder) -> list[pathlib.Path]:
@@ -254,28 +239,27 @@ def _find_weights(folder) -> list[pathlib.Path]:
       f"{folder} has its weights as pytorch_model.bin, which may run code: save"
       " them as model.safetensors, as save_pretrained of transformers does"
     )
-  raise UserError(f"{folder} has no {whole.name}: name a folder of FLAN-T5")
+  raise UserError(f"{folder} has no {whole.name}: name a folder of an encoder")
 
 
-def _find_tensors(folder, weights, abstract) -> dict:
+def _find_tensors(folder, kind, weights, abstract) -> dict:
   """File and name of each of the encoder's tensors, by the name we know."""
   tensors, found = {}, {}
   for path in weights:
     with _open(path) as file:
       for name in file.keys():  # noqa: SIM118, it is no dict
-        if name.startswith(("encoder.", _TABLE)):
-          known = _TABLE if name == _TABLE_TOO else name
+        if known := kind.known(name):
           tensors[known] = path, name
           found[known] = tuple(file.get_slice(name).get_shape())
   wanted = {}
   for path, shape in trees.shapes(abstract).items():
-    for names in _names(path, shape):
+    for names in _names(kind, path, shape):
       wanted |= dict.fromkeys(names, _torch_shape(path, shape, len(names)))
   trees.check_shapes(found, wanted, f"the weights in {folder}")
   return tensors
 
 
-def _read_params(tensors, abstract, dtype, mesh):
+def _read_params(kind, tensors, abstract, dtype, mesh):
   """Parameters on the devices; one at a time is in memory besides."""
 
   def read(keys, leaf, *sharding):
@@ -283,7 +267,9 @@ def _read_params(tensors, abstract, dtype, mesh):
     is_product = path.endswith(("kernel", "embedding"))
     out = np.empty(leaf.shape, dtype if is_product else leaf.dtype)
     slices = out if rules.is_scanned(path) else out[None]
-    for layer, names in zip(slices, _names(path, leaf.shape), strict=True):
+    for layer, names in zip(
+      slices, _names(kind, path, leaf.shape), strict=True
+    ):
       parts = np.split(layer, len(names), -1)
       for part, name in zip(parts, names, strict=True):
         tensor = _read_tensor(*tensors[name])
@@ -299,10 +285,10 @@ def _read_tensor(path, name) -> np.ndarray:
     return file.get_tensor(name)
 
 
-def _names(path, shape) -> list[list[str]]:
+def _names(kind, path, shape) -> list[list[str]]:
   """Of each layer that an array of ours has, the tensors it is made of."""
   depth = shape[0] if rules.is_scanned(path) else 1
-  return [[n.format(i) for n in _PLACES[path]] for i in range(depth)]
+  return [[n.format(i) for n in kind.places[path]] for i in range(depth)]
 
 
 def _torch_shape(path, shape, parts):

@@ -37,19 +37,19 @@ def get_config(arg=None):
   config.calls = pick(50, 2)  # of the model a sample
   # At the last checkpoint; a solver with two a step takes half the steps.
   config.sweep = pick((1, 2, 4, 8, 16, 32, 100), (1, 2))
-  config.sides = dict(small=pick(24, 16), large=32)
+  # Of images by class; before and after the change of resolution.
+  config.sides = dict(images=16, small=pick(24, 16), large=32)
   config.vae = of_digits("stage=vae")
   config.vae.data.digits.canvas = config.sides.large
   config.vae.evals.reconstruction.size = (config.sides.large,) * 2
   config.latents = of_digits("stage=prepare")
   config.images = of_digits("condition=class")
   config.images.data.image_share = 1.0
-  config.images.data.pack = dict(tokens=128, text=256, segments=8)
+  config.images.data.pack = dict(tokens=128, text=1024, segments=32)
   config.clips = of_digits()
   for flow in (config.images, config.clips):
     flow.optim.schedule = "constant"  # else checkpoints before the last lose
-    flow.optim.learning_rate = 1e-3
-    flow.ema_decay = 0.99
+    flow.ema_decay = 0.995
     del flow.evals  # they are judged alike, here
     flow.sample.num_steps = 1  # of the one picture that ends a run
   return config

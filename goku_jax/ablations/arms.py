@@ -19,7 +19,7 @@ class Arm(NamedTuple):
     steps: of training.
     changes: of the config, by dotted key.
     begins_at: the arm whose weights it takes; None: new ones.
-    size: of the data, "small" or "large".
+    size: of the data, in the config's `sides`.
     is_judged: else it is but what others begin at.
   """
 
@@ -48,10 +48,11 @@ OBJECTIVES = {  # section 2.3; DDPM's times are uniform, as published
 WIDTHS = (64, 128, 256)  # 32 a head
 
 
-def objectives(part: str, steps: int) -> list[Arm]:
+def objectives(part: str, steps: int, size: str = "large") -> list[Arm]:
   """Table 2: what a model is trained to predict."""
   return [
-    Arm(part, name, steps, changes) for name, changes in OBJECTIVES.items()
+    Arm(part, name, steps, changes, size=size)
+    for name, changes in OBJECTIVES.items()
   ]
 
 
@@ -90,7 +91,7 @@ def positions(part: str, steps: int) -> list[Arm]:
 
 
 PARTS = {
-  "images": objectives,  # by class
+  "images": lambda *args: objectives(*args, "images"),  # by class
   "clips": objectives,  # packed with images, by captions
   "joint": joint,
   "sizes": sizes,

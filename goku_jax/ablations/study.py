@@ -156,7 +156,7 @@ def _asks(config, arm):
   return judge.ask(
     is_images,
     config.num_images if is_images else config.num_clips,
-    config.sides.large,
+    config.sides[arm.size],
     config.clips.sample.num_frames,
   )
 
@@ -176,7 +176,11 @@ def _cost(config, arm, seed, asked) -> float:
   tokens = config["images" if is_images else "clips"].data
   tokens = tokens.num_packs * tokens.pack.tokens
   samples = config.num_images if is_images else 5 * config.num_clips
-  drawn = 16 * samples * sum(question.calls for question in asked)
+  drawn = (
+    (4 if is_images else 16)
+    * samples
+    * sum(question.calls for question in asked)
+  )
   return width**2 * (3 * tokens * arm.steps + drawn)
 
 

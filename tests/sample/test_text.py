@@ -459,7 +459,9 @@ def test_transformers_bert_gives_the_same(tmp_path):
     with torch.no_grad():
       expected = theirs(input_ids=ids).last_hidden_state[0].numpy()
     assert gap([found], [expected]) < 1e-5
-  with pytest.raises(UserError, match=r"max_text=65: .* reads 64 tokens at most"):
+  with pytest.raises(
+    UserError, match=r"max_text=65: .* reads 64 tokens at most"
+  ):
     text.load(tmp_path, max_text=65)
 
 

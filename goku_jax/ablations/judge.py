@@ -23,7 +23,7 @@ class Asked:
     is_images: which of the two.
     num: samples that are drawn, and real ones.
     canvas: pixels of a side.
-    num_frames: of a clip.
+    num_frames: of a sample.
   """
 
   def __init__(self, is_images: bool, num: int, canvas: int, num_frames: int):
@@ -65,7 +65,7 @@ class Asked:
       run,
       captions,
       labels=labels if self.is_images else None,
-      num_frames=1 if self.is_images else self.num_frames,
+      num_frames=self.num_frames,
       size=(self.canvas, self.canvas),
       num_steps=calls // 2 if solver == "heun" else calls,
       guidance_scale=1.0,

@@ -1,6 +1,6 @@
 """Trains and judges the arms; each judgement is a record that is kept.
 
-<workdir>/vae/, latents_SIDE/   what all arms share
+<workdir>/vae/, latents/SIZE/   what all arms share
 <workdir>/runs/PART/ARM/SEED/   a run each
 <workdir>/records.jsonl         a line a judgement
 """
@@ -124,23 +124,25 @@ def trained(config, workdir, arm, seed) -> pathlib.Path:
     return folder
   made = arm_config(config, arm, seed)
   with made.unlocked():
-    made.data.path = str(latents(config, workdir, config.sides[arm.size]))
+    made.data.path = str(latents(config, workdir, arm.size))
     if arm.begins_at:
       made.init_from = str(trained(config, workdir, arm.begins_at, seed))
   print(f"{arm.part}: {arm.name}, seed {seed}", flush=True)
   return _train(made, folder)
 
 
-def latents(config, workdir, side: int) -> pathlib.Path:
-  """Digits of so many pixels as latents, made if they are missing."""
-  vae, folder = workdir / "vae", workdir / f"latents_{side}"
+def latents(config, workdir, size: str) -> pathlib.Path:
+  """Digits of one of the sizes as latents, made if they are missing."""
+  vae, folder = workdir / "vae", workdir / "latents" / size
   if not (vae / "checkpoints" / str(config.vae.total_steps)).exists():
     _train(config.vae, vae)
   made = config.latents.copy_and_resolve_references()
   with made.unlocked():
     made.vae.workdir = str(vae)
-    made.data.digits.canvas = side
-  folder.mkdir(exist_ok=True)
+    made.data.digits.canvas = config.sides[size]
+    if size == "images":  # too small for motion
+      made.data.digits.update(num_frames=1, image_share=1.0)
+  folder.mkdir(parents=True, exist_ok=True)
   prepare(made, folder, task=0, num_tasks=1)
   return folder
 
@@ -157,7 +159,7 @@ def _asks(config, arm):
     is_images,
     config.num_images if is_images else config.num_clips,
     config.sides[arm.size],
-    config.clips.sample.num_frames,
+    1 if is_images else config.clips.sample.num_frames,
   )
 
 

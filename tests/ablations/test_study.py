@@ -14,7 +14,7 @@ CONFIG = "--config=configs/ablations.py:debug"
 
 
 def test_real_digits_are_nearest_and_noise_is_far():
-  asks = judge.ask(True, 40, 32, 5)
+  asks = judge.ask(True, 40, 32, 1)
   videos, asked = asks._real(seed=2)
   real = asks.figures(videos, asked)
   noise = np.random.default_rng(0).integers(0, 256, (40, 1, 32, 32, 3))

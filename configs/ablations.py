@@ -25,7 +25,7 @@ def get_config(arg=None):
   config.seeds = pick(3, 2)
   # Of each run of a part; of positions before the change of resolution too.
   config.steps = dict(
-    images=pick(1000, 4),
+    images=pick(2000, 4),
     clips=pick(1000, 4),
     joint=pick(700, 4),
     sizes=pick(1000, 4),
@@ -44,8 +44,16 @@ def get_config(arg=None):
   config.vae.evals.reconstruction.size = (config.sides.large,) * 2
   config.latents = of_digits("stage=prepare")
   config.images = of_digits("condition=class")
+  config.images.model.patch_size = (1, 4, 4)  # of pixels
   config.images.data.image_share = 1.0
-  config.images.data.pack = dict(tokens=128, text=1024, segments=32)
+  config.images.data.digits = dict(
+    canvas=config.sides.images,
+    num_frames=1,
+    num_samples=12_000,
+    image_share=1.0,
+  )
+  config.images.data.pack = dict(tokens=128, text=256, segments=8)
+  config.images.sample.num_frames = 1
   config.clips = of_digits()
   for flow in (config.images, config.clips):
     flow.optim.schedule = "constant"  # else checkpoints before the last lose

@@ -89,7 +89,8 @@ class Part:
     for arm, told in zip(
       FLOORS, ("real digits", "the same, decoded"), strict=True
     ):
-      rows.append([told, *(_cell(self.at(arm, 0, n)) for n in names)])
+      if self.at(arm, 0, DISTANCE):
+        rows.append([told, *(_cell(self.at(arm, 0, n)) for n in names)])
     _, calls = self.usual[self.arms[0]]
     head = [f"step {step}, {calls} calls, {self.seeds} seeds"]
     return _table(head + [COLUMNS[n] for n in names], rows)
@@ -182,8 +183,8 @@ class Part:
       axes[1].set(xlabel="calls of the model a sample", xscale="log")
     for panel in axes:
       for name, style in zip(FLOORS, ("--", "-."), strict=True):
-        floor = self.mean(name, 0, DISTANCE)
-        panel.axhline(floor, color="grey", linestyle=style, label=name)
+        for floor in self.at(name, 0, DISTANCE):
+          panel.axhline(floor, color="grey", linestyle=style, label=name)
       panel.set(yscale="log")
       panel.grid(alpha=0.3)
       panel.legend(fontsize="x-small")

@@ -124,7 +124,8 @@ def trained(config, workdir, arm, seed) -> pathlib.Path:
     return folder
   made = arm_config(config, arm, seed)
   with made.unlocked():
-    made.data.path = str(latents(config, workdir, arm.size))
+    if arm.size != "images":  # those are learnt as pixels
+      made.data.path = str(latents(config, workdir, arm.size))
     if arm.begins_at:
       made.init_from = str(trained(config, workdir, arm.begins_at, seed))
   print(f"{arm.part}: {arm.name}, seed {seed}", flush=True)
@@ -140,8 +141,6 @@ def latents(config, workdir, size: str) -> pathlib.Path:
   with made.unlocked():
     made.vae.workdir = str(vae)
     made.data.digits.canvas = config.sides[size]
-    if size == "images":  # too small for motion
-      made.data.digits.update(num_frames=1, image_share=1.0)
   folder.mkdir(parents=True, exist_ok=True)
   prepare(made, folder, task=0, num_tasks=1)
   return folder
@@ -159,7 +158,7 @@ def _asks(config, arm):
     is_images,
     config.num_images if is_images else config.num_clips,
     config.sides[arm.size],
-    1 if is_images else config.clips.sample.num_frames,
+    config["images" if is_images else "clips"].sample.num_frames,
   )
 
 
@@ -178,11 +177,7 @@ def _cost(config, arm, seed, asked) -> float:
   tokens = config["images" if is_images else "clips"].data
   tokens = tokens.num_packs * tokens.pack.tokens
   samples = config.num_images if is_images else 5 * config.num_clips
-  drawn = (
-    (4 if is_images else 16)
-    * samples
-    * sum(question.calls for question in asked)
-  )
+  drawn = 16 * samples * sum(question.calls for question in asked)
   return width**2 * (3 * tokens * arm.steps + drawn)
 
 

@@ -70,5 +70,5 @@ def test_a_part_that_there_is_not_is_refused(config):
 def test_images_fill_a_pack(config):
   """Captions, which a model of classes does not read, stand in no way."""
   pack = config.images.data.pack
-  assert pack.segments * 4 == pack.tokens
+  assert pack.segments * 16 == pack.tokens
   assert pack.segments * config.images.data.max_text <= pack.text

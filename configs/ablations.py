@@ -39,7 +39,12 @@ def get_config(arg=None):
   config.sweep = pick((1, 2, 4, 8, 16, 32, 100), (1, 2))
   # Of images by class; before and after the change of resolution.
   config.sides = dict(images=16, small=pick(24, 16), large=32)
+  config.num_frames = dict(small=pick(13, 5), large=pick(17, 5))
   config.vae = of_digits("stage=vae")
+  # The smallest digits teach the finest strokes.
+  config.vae.data.digits.canvas = config.sides.small
+  config.vae.data.digits.num_frames = config.num_frames.small
+  config.vae.data.num_clips = config.vae.data.num_images = pick(3, 8)
   config.vae.data.digits.canvas = config.sides.large
   config.vae.evals.reconstruction.size = (config.sides.large,) * 2
   config.latents = of_digits("stage=prepare")
@@ -53,7 +58,6 @@ def get_config(arg=None):
     image_share=1.0,
   )
   config.images.data.pack = dict(tokens=128, text=256, segments=8)
-  config.images.sample.num_frames = 1
   config.clips = of_digits()
   for flow in (config.images, config.clips):
     flow.optim.schedule = "constant"  # else checkpoints before the last lose

@@ -45,7 +45,7 @@ def get_config(arg=None):
   config.seed = 0
   stages[arg.stage](config, arg.debug)
   if arg.given:
-    add_given(config)
+    add_given(config, arg.debug)
   if arg.lora:
     add_lora(config)
   if arg.condition != "text":
@@ -173,12 +173,16 @@ def add_classes(config, condition):
     config.sample.prompts = ()
 
 
-def add_given(config):
+def add_given(config, debug):
   """Tells the flow model of frames of the clips."""
   if config.stage != "flow":
     raise ValueError("given is of stage=flow")
   config.model.conditioned = True
   config.data.given = common.given()
+  if not debug:
+    config.total_steps *= 2
+  # A first frame needs less of it than a caption alone.
+  config.sample.guidance_scale = config.evals.digits.guidance_scale = 3.0
 
 
 def add_lora(config):

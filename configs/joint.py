@@ -20,7 +20,7 @@ VBench total of 84.85 is of the fine-tuned 8B (configs/finetune.py).
 
 text=bytes takes a text encoder that is trained with the model. variant=digits
 is for the latents of the moving digits on two CPU cores, whose rungs are
-canvases of 16, 24 and 32 pixels (launch/cascade.sh); debug shrinks everything.
+canvases of 24, 32 and 40 pixels (launch/cascade.sh); debug shrinks everything.
 """
 
 import ml_collections as mlc
@@ -45,7 +45,7 @@ RINGS = {
   "digits": 1,
   "debug": 1,
 }
-CANVAS = {"288p": 16, "480p": 24, "720p": 32}  # of the digits
+CANVAS = {"288p": 24, "480p": 32, "720p": 40}  # of the digits
 DIGITS = (
   "the digit five moves left",
   "the digit eight moves down right quickly",
@@ -142,7 +142,7 @@ def stage(arg, **shares):
     if is_digits
     else ("a rabbit in a meadow", "the sky over a forest"),
     class_labels=(),
-    num_frames=pick(97, 17, 5),
+    num_frames=pick(97, 13 if arg.res == "288p" else 17, 5),
     size=pick(SIZES[arg.res], (side, side), (32, 32)),
     num_steps=pick(50, 25, 2),
     guidance_scale=5.0,

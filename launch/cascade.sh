@@ -2,7 +2,7 @@
 # Goku's recipe from stage to stage in small (docs/recipe.md), on two CPU cores:
 #   bash launch/cascade.sh
 # Text-to-image, joint training at three sizes, then the branches text-to-video,
-# text-to-image and image-to-video, on moving digits of 16, 24 and 32 pixels.
+# text-to-image and image-to-video, on moving digits of 24, 32 and 40 pixels.
 # Leaves all in runs/cascade/, samples of each branch in runs/cascade/samples/;
 # run again, it goes on where it stopped. STEPS (600) are those of each rung,
 # OUT another folder, PYTHON selects the interpreter.
@@ -28,27 +28,33 @@ draw() {
   job sample --workdir="$out/$1" --out="$out/samples/$2" --upscale=8 "${@:3}"
 }
 
+# The smallest digits teach the autoencoder the finest strokes.
+small=(--config.data.digits.canvas=24 --config.data.digits.num_frames=13)
 job train --config=configs/digits.py:stage=vae --workdir="$out/vae" \
-  --config.total_steps="$((steps * 5 / 3))"
-for side in 16 24 32; do
+  --config.total_steps="$((steps * 5 / 3))" "${small[@]}"
+# SIDE [argument ...]: the data of a rung
+latents() {
   job prepare --config=configs/digits.py:stage=prepare \
-    --config.vae.workdir="$out/vae" --config.data.digits.canvas=$side \
+    --config.vae.workdir="$out/vae" --config.data.digits.canvas="$1" \
     --config.data.digits.num_samples="$((steps * 10))" \
-    --workdir="$out/latents_$side"
-done
+    --workdir="$out/latents_$1" "${@:2}"
+}
+latents 24 "${small[@]}"
+latents 32
+latents 40
 
 v=variant=digits
-stage t2i t2i.py:$v 16 "$steps"
-stage joint_288p joint.py:$v,res=288p 16 "$steps" --config.init_from="$out/t2i"
-stage joint_480p joint.py:$v,res=480p 24 "$steps" \
+stage t2i t2i.py:$v 24 "$steps"
+stage joint_288p joint.py:$v,res=288p 24 "$steps" --config.init_from="$out/t2i"
+stage joint_480p joint.py:$v,res=480p 32 "$steps" \
   --config.init_from="$out/joint_288p"
-stage joint_720p joint.py:$v,res=720p 32 "$steps" \
+stage joint_720p joint.py:$v,res=720p 40 "$steps" \
   --config.init_from="$out/joint_480p"
 half=$((steps / 2))
-stage t2v finetune.py:branch=t2v,$v 32 $half --config.init_from="$out/joint_720p"
-stage t2i_720p finetune.py:branch=t2i,$v 32 $half \
+stage t2v finetune.py:branch=t2v,$v 40 $half --config.init_from="$out/joint_720p"
+stage t2i_720p finetune.py:branch=t2i,$v 40 $half \
   --config.init_from="$out/joint_720p"
-stage i2v i2v.py:$v 32 $half --config.init_from="$out/t2v"
+stage i2v i2v.py:$v 40 $half --config.init_from="$out/t2v"
 
 prompt="the digit five moves left"
 picture="a picture of the digit five"

@@ -13,8 +13,8 @@ import time
 from goku_jax import job
 
 # What records would not be comparable without.
-SAME = ("steps", "checkpoints", "num_images", "num_clips", "calls", "sides")
-SAME += ("vae", "latents", "images", "clips")
+SAME = ("steps", "checkpoints", "num_images", "num_clips", "num_frames")
+SAME += ("calls", "sides", "vae", "latents", "images", "clips")
 
 
 def main(config, workdir):

@@ -91,6 +91,7 @@ def arm_config(config, arm, seed):
     made.show_every_steps = arm.steps
     made.checkpoint.keep = config.checkpoints
     made.sample.size = (config.sides[arm.size],) * 2
+    made.sample.num_frames = config.num_frames.get(arm.size, 1)
   return made
 
 
@@ -141,6 +142,7 @@ def latents(config, workdir, size: str) -> pathlib.Path:
   with made.unlocked():
     made.vae.workdir = str(vae)
     made.data.digits.canvas = config.sides[size]
+    made.data.digits.num_frames = config.num_frames[size]
   folder.mkdir(parents=True, exist_ok=True)
   prepare(made, folder, task=0, num_tasks=1)
   return folder
@@ -158,7 +160,7 @@ def _asks(config, arm):
     is_images,
     config.num_images if is_images else config.num_clips,
     config.sides[arm.size],
-    config["images" if is_images else "clips"].sample.num_frames,
+    config.num_frames.get(arm.size, 1),
   )
 
 

@@ -18,7 +18,11 @@ from configs import joint
 
 def get_config(arg=None):
   """Images alone, of the first rung by default."""
-  config = joint.stage(joint.read(arg, res="288p"))
+  arg = joint.read(arg, res="288p")
+  config = joint.stage(arg)
   config.data.image_share = 1.0
   config.sample.num_frames = 1
+  stride = 8 if arg.variant == "digits" else 16  # of a token
+  height, width = config.sample.size
+  config.plan.segment = height * width // stride**2
   return config

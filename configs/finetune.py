@@ -30,7 +30,7 @@ def get_config(arg=None):
   config.data.image_share = BRANCHES[arg.branch]
   if arg.lora:
     config.model.lora = common.lora()
-  else:
+  elif arg.variant != "digits":  # whose rungs end before they have learnt all
     config.optim.learning_rate /= 5
   config.total_steps = min(config.total_steps, 10_000)
   if arg.branch == "t2i":

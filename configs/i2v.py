@@ -29,6 +29,9 @@ def get_config(arg=None):
     raise ValueError(f"kinds={arg.kinds!r} is not one of {', '.join(KINDS)}")
   config = joint.stage(arg, **KINDS[arg.kinds])
   config.data.image_share = 0.0
-  config.optim.learning_rate /= 5
+  if arg.variant == "digits":
+    config.sample.guidance_scale = 3.0
+  else:
+    config.optim.learning_rate /= 5
   config.total_steps = min(config.total_steps, 10_000)
   return config

@@ -4,7 +4,7 @@
 # Text-to-image, joint training at three sizes, then the branches text-to-video,
 # text-to-image and image-to-video, on moving digits of 24, 32 and 40 pixels.
 # Leaves all in runs/cascade/, samples of each branch in runs/cascade/samples/;
-# run again, it goes on where it stopped. STEPS (600) are those of each rung,
+# run again, it goes on where it stopped. STEPS (600) are those of each stage,
 # OUT another folder, PYTHON selects the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -50,11 +50,11 @@ stage joint_480p joint.py:$v,res=480p 32 "$steps" \
   --config.init_from="$out/joint_288p"
 stage joint_720p joint.py:$v,res=720p 40 "$steps" \
   --config.init_from="$out/joint_480p"
-half=$((steps / 2))
-stage t2v finetune.py:branch=t2v,$v 40 $half --config.init_from="$out/joint_720p"
-stage t2i_720p finetune.py:branch=t2i,$v 40 $half \
+stage t2v finetune.py:branch=t2v,$v 40 "$steps" \
   --config.init_from="$out/joint_720p"
-stage i2v i2v.py:$v 40 $half --config.init_from="$out/t2v"
+stage t2i_720p finetune.py:branch=t2i,$v 40 "$steps" \
+  --config.init_from="$out/joint_720p"
+stage i2v i2v.py:$v 40 "$steps" --config.init_from="$out/t2v"
 
 prompt="the digit five moves left"
 picture="a picture of the digit five"

@@ -62,6 +62,7 @@ def get_config(arg=None):
   for flow in (config.images, config.clips):
     flow.optim.schedule = "constant"  # else checkpoints before the last lose
     flow.ema_decay = 0.995
+    flow.loss.time.shift = 1.0  # as all are sampled: it is the flow's alone
     del flow.evals  # they are judged alike, here
     flow.sample.num_steps = 1  # of the one picture that ends a run
   return config

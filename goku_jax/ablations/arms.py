@@ -106,7 +106,7 @@ def read(config) -> list[Arm]:
     UserError: a part that there is not.
   """
   found = []
-  for part in config.parts.split(","):
+  for part in dict.fromkeys(config.parts.split(",")):
     if part not in PARTS:
       raise UserError(f"parts: {part!r} is none{near(part, PARTS)}")
     found += PARTS[part](part, config.steps[part])

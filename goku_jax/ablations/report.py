@@ -196,11 +196,13 @@ class Part:
 
 def _line(axes, found, **how):
   found = [(x, values) for x, values in found if values]
+  if not found:
+    return
   x, values = zip(*found, strict=True)
   axes.errorbar(
     x,
     list(map(np.mean, values)),
-    list(map(np.std, values)),
+    list(map(_deviation, values)),
     marker=".",
     capsize=2,
     linewidth=1,
@@ -213,7 +215,11 @@ def _cell(values: list[float]) -> str:
   if not values:
     return "-"
   mean = f"{np.mean(values):.3g}"
-  return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.2g}"
+  return mean if len(values) == 1 else f"{mean} ± {_deviation(values):.2g}"
+
+
+def _deviation(values) -> float:
+  return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def _table(head, rows) -> list[str]:

@@ -9,14 +9,16 @@ import itertools
 import pathlib
 from typing import NamedTuple
 
-from goku_jax import checkpoint, job, lines
+from goku_jax import checkpoint, files, job, lines
 from goku_jax.ablations import arms, judge
 from goku_jax.prepare.latents import prepare
+from goku_jax.sample import codec as codecs
 from goku_jax.sample import restore
 from goku_jax.train import goodput
 from goku_jax.train.loop import train
+from goku_jax.typing import UserError
 
-RECORDS = "records.jsonl"
+RECORDS, LOCK = "records.jsonl", ".comparing"
 FLOORS = ("real", "reconstructed")
 
 
@@ -30,7 +32,25 @@ class Question(NamedTuple):
 
 def run(config, workdir) -> list[dict]:
   """Does all that has no record yet; returns the records."""
+  check(config)
   workdir = pathlib.Path(workdir)
+  with files.locked(workdir / LOCK, f"another job compares in {workdir}"):
+    return _run(config, workdir)
+
+
+def check(config):
+  """Refuses numbers that no study can follow."""
+  if config.seeds < 1:
+    raise UserError(f"seeds={config.seeds}: set 1 or more")
+  for part, steps in config.steps.items():
+    if config.checkpoints < 1 or steps % config.checkpoints:
+      raise UserError(
+        f"steps.{part}={steps}: set a multiple of"
+        f" checkpoints={config.checkpoints}"
+      )
+
+
+def _run(config, workdir):
   records = workdir / RECORDS
   log, todo = lines.Log(records), []
   known = {_name(row) for row in lines.read(records)}
@@ -50,8 +70,10 @@ def run(config, workdir) -> list[dict]:
   for work in todo:
     arm, seed, asked = work
     for name, figures in _floors(config, workdir, arm, known):
-      known.add((arm.part, name, 0, 0, "", 0))
-      log.append(_record(arm.part, name, 0, Question(0, "", 0), figures))
+      key = arm.part, name, 0, 0, "", 0
+      if key not in known:
+        log.append(_record(arm.part, name, 0, Question(0, "", 0), figures))
+      known.add(key)
     for question, figures in answers(config, workdir, arm, seed, asked):
       log.append(_record(arm.part, arm.name, seed, question, figures))
     done += cost(work)
@@ -98,7 +120,7 @@ def arm_config(config, arm, seed):
 def answers(config, workdir, arm, seed, asked):
   """Trains an arm as far as it is not, and judges it."""
   folder = trained(config, workdir, arm, seed)
-  seconds = lines.read(folder / goodput.NAME)[-1]["seconds"]["step"]
+  a_step = _seconds_a_step(folder)
   for question in asked:
     begins = question.step == 0
     run = restore.restore(
@@ -112,16 +134,25 @@ def answers(config, workdir, arm, seed, asked):
       {
         **asks.figures(videos),
         "seconds_a_sample": a_sample,
-        "seconds_a_step": seconds / arm.steps,
+        "seconds_a_step": a_step,
       },
     )
+
+
+def _seconds_a_step(folder) -> float:
+  """Of the last start of a run."""
+  rows = lines.read(folder / goodput.NAME)
+  rows = [row for row in rows if row["began"] == rows[-1]["began"]]
+  first, last = rows[0], rows[-1]
+  seconds = last["seconds"]["step"] - first["seconds"]["step"]
+  return seconds / max(last["step"] - first["step"], 1)
 
 
 def trained(config, workdir, arm, seed) -> pathlib.Path:
   """The workdir of an arm's run, trained to its end."""
   name = "".join(c if c.isalnum() else "_" for c in arm.name)
   folder = workdir / "runs" / arm.part / name / str(seed)
-  if checkpoint.whole_steps(folder / "checkpoints")[-1:] == [arm.steps]:
+  if _is_done(folder, arm.steps):
     return folder
   made = arm_config(config, arm, seed)
   with made.unlocked():
@@ -136,7 +167,7 @@ def trained(config, workdir, arm, seed) -> pathlib.Path:
 def latents(config, workdir, size: str) -> pathlib.Path:
   """Digits of one of the sizes as latents, made if they are missing."""
   vae, folder = workdir / "vae", workdir / "latents" / size
-  if not (vae / "checkpoints" / str(config.vae.total_steps)).exists():
+  if not _is_done(vae, config.vae.total_steps):
     _train(config.vae, vae)
   made = config.latents.copy_and_resolve_references()
   with made.unlocked():
@@ -146,6 +177,10 @@ def latents(config, workdir, size: str) -> pathlib.Path:
   folder.mkdir(parents=True, exist_ok=True)
   prepare(made, folder, task=0, num_tasks=1)
   return folder
+
+
+def _is_done(folder, steps) -> bool:
+  return checkpoint.whole_steps(folder / "checkpoints")[-1:] == [steps]
 
 
 def _train(config, folder):
@@ -165,11 +200,10 @@ def _asks(config, arm):
 
 
 def _floors(config, workdir, arm, known):
-  if (arm.part, FLOORS[0], 0, 0, "", 0) in known:
-    return
-  folder = trained(config, workdir, arm, 0)
-  codec = restore.restore(folder).codec
-  yield from _asks(config, arm).floors(codec).items()
+  codec = codecs.load_codec(trained(config, workdir, arm, 0))
+  names = FLOORS if codec.model else FLOORS[:1]
+  if any((arm.part, name, 0, 0, "", 0) not in known for name in names):
+    yield from _asks(config, arm).floors(codec).items()
 
 
 def _cost(config, arm, seed, asked) -> float:

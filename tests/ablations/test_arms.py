@@ -72,3 +72,27 @@ def test_images_fill_a_pack(config):
   pack = config.images.data.pack
   assert pack.segments * 16 == pack.tokens
   assert pack.segments * config.images.data.max_text <= pack.text
+
+
+def test_times_are_those_that_each_arm_was_published_with(config):
+  for arm in arms.PARTS["images"]("images", 4):
+    time = study.arm_config(config, arm, 0).loss.time
+    assert time.shift == 1.0
+    assert time.shift_tokens == 0
+    density = "logit_normal" if "logit" in arm.name else "uniform"
+    assert {k for k, weight in time.weights.items() if weight} == {density}
+
+
+@pytest.mark.parametrize(
+  ("changes", "told"),
+  [
+    ({"checkpoints": 3}, "steps.images=4: set a multiple of checkpoints=3"),
+    ({"seeds": 0}, "seeds=0: set 1 or more"),
+  ],
+)
+def test_a_study_that_cannot_be_is_refused(config, changes, told, tmp_path):
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.update(changes)
+  with pytest.raises(UserError, match=told):
+    study.run(config, tmp_path)

@@ -1,4 +1,4 @@
-"""Does flow win? The paper's comparisons in small (docs/flow_vs_diffusion.md).
+"""Does flow win? The paper's comparisons in small.
 
   python -m goku_jax.ablations --config=configs/ablations.py --workdir=DIR
 

@@ -10,6 +10,7 @@ clips alone, for motion and stability. The paper's 8B then has a VBench total of
 
 lora trains low-rank adapters alone (config.model.lora), at the full rate, on
 the weights that init_from=DIR:STEP names; `convert --format=lora` merges them.
+Its FLOPs are told as if all weights had gradients.
 
 The paper gives neither rates nor steps: a fifth of the rate, and those of
 CogVideoX's last stage. variant, res, text and debug are those of

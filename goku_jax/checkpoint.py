@@ -345,6 +345,15 @@ def saved_arrays(workdir, name: str, step: int | None = None):
   return steps[-1], {k: {f: about[f] for f in fields} for k, about in arrays}
 
 
+def digest_of(workdir, step: int) -> str:
+  """The digest of a run's checkpoint, as `restore_run` gives it."""
+  path = folder_of(workdir, load_config(workdir)) / str(step)
+  try:
+    return manifest.read(path)["digest"]
+  except manifest.BrokenError as error:
+    raise UserError(f"checkpoint {path}: {error}") from error
+
+
 def folder_of(workdir, config=None):
   """Where a run keeps its checkpoints, by its config: that in the workdir."""
   if config is None:

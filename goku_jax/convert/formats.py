@@ -88,7 +88,7 @@ def convert(source, format: str, out, *, reverse: bool, **options) -> dict:
     shutil.copyfile(folder / name, place / name)
   row.save(out, tree, config)
   config = {k: v for k, v in config.items() if k not in ("diffusers", "config")}
-  return {**config, **_size(tree)}
+  return {**config, **_size(tree.get("params", tree))}  # of a run, its own
 
 
 def _size(tree):

@@ -7,6 +7,7 @@ init_from take as they do any run's.
 import pathlib
 import shutil
 
+import jax
 import ml_collections as mlc
 
 from goku_jax import checkpoint, job
@@ -31,7 +32,7 @@ def read(source, step: int | None = None) -> tuple[dict, dict]:
   codec, trees = codecs.load_codec(source), {}
   for kind in reversed(WEIGHTS):
     found = restore_params(source, config, codec, step=step, weights=kind)
-    step, trees[kind] = found.step, found.params
+    step, trees[kind] = found.step, jax.device_get(found.params)
   config = found.config.to_dict()
   return trees, {"source": str(source), "step": step, "config": config}
 
@@ -50,7 +51,8 @@ def write(out, trees: dict, about: dict):
     shutil.copyfile(source / LATENTS, folder / LATENTS)
     shutil.copytree(source / codecs.FOLDER, folder / codecs.FOLDER)
   config = mlc.ConfigDict(about["config"])
-  config.init_from = None
+  config.init_from, config.more_ema = None, ()
+  config.total_steps = about["step"]
   config.checkpoint.folder = None
   job.save_config(folder, config)
   with checkpoint.Checkpointer(

@@ -137,7 +137,7 @@ class Clips:
     return self._windows(index, item), self._captions(item)
 
   def read(self, window: Window, begin=None) -> dict:
-    """`video` uint8 [T, H, W, 3], `captions` (a tuple) and `about`, a dict."""
+    """`video` uint8 [T, H, W, 3], `captions`, `class` and `about`, a dict."""
     item = self._usable(window.item)
     return self._read(
       item, window if begin is None else window._replace(begin=begin)

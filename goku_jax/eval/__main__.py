@@ -92,7 +92,7 @@ flags.DEFINE_string("fit", None, "folder that a linear coder is fitted to")
 flags.DEFINE_string("results", None, "what VBench's tool wrote, for its totals")
 flags.DEFINE_string("lpips", None, "folder of the weights of LPIPS")
 flags.DEFINE_string("weights", "ema", "ema, params, or both with a comma")
-flags.DEFINE_string("text_encoder", None, "folder of FLAN-T5, if it moved")
+flags.DEFINE_string("text_encoder", None, "its folder, if it moved")
 flags.DEFINE_float(
   "started", None, "epoch seconds: what the report's seconds count from"
 )

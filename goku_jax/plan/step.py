@@ -18,7 +18,7 @@ from goku_jax.parallel.attention import check_heads
 from goku_jax.sample.restore import init_params, mesh_fns, process_of
 from goku_jax.sample.sampler import integrate
 from goku_jax.train.optimizer import make_optimizer
-from goku_jax.train.step import init_state, jit_step
+from goku_jax.train.step import cast, init_state, jit_step
 
 STRIDE = (4, 8, 8)  # of Goku's autoencoder: frames, height, width
 BRANCHES = 2  # of guidance, with captions and without, in one batch
@@ -75,9 +75,13 @@ def lower_training(
   """
   tx = make_optimizer(total_steps=config.total_steps, **config.optim)
   rng = jax.eval_shape(lambda: jax.random.key(config.seed))
-  init = lambda rng: init_state(
-    init_params(rng), tx, critic and critic.init_params(rng)
-  )
+
+  def init(rng):
+    state = init_state(init_params(rng), tx, critic and critic.init_params(rng))
+    if state.base is None:
+      return state
+    return state.replace(base=cast(state.base, parts["dtype"]))
+
   with meshes.use(mesh):
     state, placed = rules.lay_out(mesh, init, rng)
     step = jit_step(

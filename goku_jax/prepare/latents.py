@@ -1,4 +1,4 @@
-"""Encodes a raw source with an autoencoder, and its captions with T5."""
+"""Encodes a raw source with an autoencoder, and its captions too."""
 
 import collections
 import concurrent.futures

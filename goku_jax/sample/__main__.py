@@ -50,7 +50,7 @@ flags.DEFINE_integer("upscale", 1, "pixels a side for each", lower_bound=1)
 flags.DEFINE_integer("step", None, "checkpoint; the newest whole by default")
 flags.DEFINE_string("weights", "ema", "ema or params")
 flags.DEFINE_float("motion_score", None, "of the clip, as captions told it")
-flags.DEFINE_string("text_encoder", None, "folder of FLAN-T5, if it moved")
+flags.DEFINE_string("text_encoder", None, "its folder, if it moved")
 
 
 def main(

@@ -3,12 +3,13 @@
 import functools
 import json
 import pathlib
+import warnings
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from goku_jax import checkpoint, job
+from goku_jax import checkpoint, files, job
 from goku_jax import weights as folders
 from goku_jax.data import schema
 from goku_jax.flow.process import Process, make_process
@@ -23,6 +24,7 @@ from goku_jax.typing import UserError
 
 WEIGHTS = ("ema", "params")
 LATENTS = "latents.json"  # in the workdir: what tells its latents from others
+BASE = "base.json"  # there: which weights the adapters stand on
 
 
 class Restored(NamedTuple):
@@ -149,20 +151,42 @@ def read_start(config) -> Start | None:
   return found
 
 
-def restore_base(config, abstract):
+def restore_base(config, abstract, workdir):
   """The weights that a run's adapters stand on, those of `config.init_from`.
 
   Raises:
-    UserError: it names no step, or one of another model.
+    UserError: it names no step, one of another model, or not the one that the
+      run in `workdir` began at.
   """
+  start, kind = _read_base(config), config.init_weights
+  _, params, digest = checkpoint.restore_run(
+    start.workdir, kind, abstract, start.step
+  )
+  kept = pathlib.Path(workdir) / BASE
+  if kept.exists() and json.loads(kept.read_text()) != [kind, digest]:
+    raise UserError(
+      f"config.init_from={config.init_from} ({kind}) is not what the adapters"
+      f" in {workdir} were trained on: name that"
+    )
+  return params
+
+
+def keep_base(config, workdir):
+  """Writes down what a run's adapters stand on, for `restore_base`."""
+  kept, start = pathlib.Path(workdir) / BASE, _read_base(config)
+  if not kept.exists():
+    digest = checkpoint.digest_of(start.workdir, start.step)
+    files.write_json(kept, [config.init_weights, digest])
+
+
+def _read_base(config) -> Start:
   start = read_start(config)
   if start is None or start.step is None:
     raise UserError(
       "model.lora adapts the weights of one step of a run: set"
       " config.init_from=DIR:STEP"
     )
-  kind = config.init_weights
-  return checkpoint.restore_run(start.workdir, kind, abstract, start.step)[1]
+  return start
 
 
 def restore(
@@ -234,10 +258,14 @@ def restore_params(workdir, config, codec, *, step, weights, mesh=None):
     workdir, weights, adapters or base, step
   )
   if adapters:
-    params = lora.join(params, restore_base(config, base))
+    params = lora.join(params, restore_base(config, base, workdir))
     placed = mesh and rules.shardings(mesh, base)
     merge = functools.partial(lora.merge, **config.model.lora)
-    params = jax.jit(merge, out_shardings=placed)(params)
+    # Else there would be two of the model for a while.
+    merge = jax.jit(merge, out_shardings=placed, donate_argnums=0)
+    with warnings.catch_warnings():  # the adapters have nothing to become
+      warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+      params = merge(params)
     config = config.copy_and_resolve_references()
     with config.unlocked():
       del config.model.lora

@@ -28,7 +28,7 @@ import safetensors
 from goku_jax import files, trees
 from goku_jax.data import tokenize
 from goku_jax.models import layers
-from goku_jax.models import t5 as models
+from goku_jax.models.t5 import abstract_params
 from goku_jax.parallel import batch, rules
 from goku_jax.parallel import mesh as meshes
 from goku_jax.sample.text_kinds import KINDS, Kind
@@ -153,7 +153,7 @@ def load(
   model = kind.model(config)
   tokenizer = read_tokenizer(folder, config.vocab_size, kind)
   weights = _find_weights(folder)
-  abstract = models.abstract_params(model)
+  abstract = abstract_params(model)
   tensors = _find_tensors(folder, kind, weights, abstract)
   params = _read_params(kind, tensors, abstract, config.dtype, mesh)
   return TextEncoder(model, params, tokenizer, weights, max_text, mesh)

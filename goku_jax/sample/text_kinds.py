@@ -78,6 +78,8 @@ _SELF, _OUT = _LAYER + "attention.self.", _LAYER + "attention.output."
 
 def _known_of_bert(name):
   name = name.removeprefix("bert.")
+  for old, new in (("gamma", "weight"), ("beta", "bias")):  # the first BERT's
+    name = name.replace(f"LayerNorm.{old}", f"LayerNorm.{new}")
   is_part = name.startswith(("embeddings.", "encoder."))
   return name if is_part and not name.endswith("position_ids") else None
 

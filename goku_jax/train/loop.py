@@ -30,7 +30,7 @@ from goku_jax.models import lora
 from goku_jax.parallel import batch as batches
 from goku_jax.parallel import mesh as meshes
 from goku_jax.parallel import rules
-from goku_jax.sample.restore import restore_base
+from goku_jax.sample.restore import keep_base, restore_base
 from goku_jax.train import (
   flow_task,
   guards,
@@ -152,6 +152,8 @@ def _train(run):
     ckpt.went_on_from = first
     if _writes():  # all else that may refuse has
       task.settle(workdir)
+      if state.base is not None:
+        keep_base(config, workdir)
       job.save_config(workdir, config)
       goodput.keep(workdir, first)
     try:
@@ -251,7 +253,7 @@ def _init_or_restore(run, tx, rng, before=None):
     found = found or checkpoint.restore(
       checkpoint.folder_of(workdir, config), trees, **how
     )
-    base = abstract.base and restore_base(config, abstract.base)
+    base = abstract.base and restore_base(config, abstract.base, workdir)
   if base is not None:
     held = functools.partial(cast, dtype=task.dtype)
     base = jax.jit(held, out_shardings=placed.base)(base)

@@ -36,7 +36,7 @@ def explained(config, mesh, state, batch):
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     held = dict(
-      parameters=state.params,
+      parameters=(state.params, state.base),
       averages=(state.ema, state.more_ema),
       moments=state.opt_state,
       critic=state.critic,

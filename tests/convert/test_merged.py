@@ -1,12 +1,16 @@
 """A run with adapters: it saves them alone, goes on, and is merged."""
 
+import shutil
+
 import chex
+import jax
 import numpy as np
 import pytest
 from flax import traverse_util
 
 from goku_jax.convert import formats
 from goku_jax.models import lora
+from goku_jax.parallel import mesh as meshes
 from goku_jax.sample import draw
 from goku_jax.sample.restore import restore
 from goku_jax.train import loop
@@ -77,10 +81,18 @@ def test_what_samples_is_the_sum_of_both(lora_run, flow_run):
   assert (np.asarray(q(run.params)) != np.asarray(q(base))).any()
 
 
+def test_eight_devices_merge_as_one_does(lora_run):
+  one, eight = restore(lora_run), restore(lora_run, mesh=meshes.make_mesh(1, 8))
+  chex.assert_trees_all_close(one.params, eight.params, atol=1e-6)
+
+
 def test_a_merged_run_is_a_run_of_its_own(lora_run, tmp_path):
   out = tmp_path / "merged"
   told = formats.convert(lora_run, "lora", out, reverse=False)
   assert told["step"] == 4
+  one = restore(lora_run)
+  count = sum(x.size for x in jax.tree.leaves(one.params))
+  assert told["parameters"] == count
   prompts, how = ["the digit five moves left"], dict(num_frames=5, num_steps=2)
   how |= dict(size=(16, 16), guidance_scale=2.0, shift=3.0, seed=0)
   for weights in ("ema", "params"):
@@ -105,5 +117,12 @@ def test_what_cannot_be_adapted_is_refused(lora_run, flow_run, tmp_path):
       loop.train(read_config(base), tmp_path / "a")
   with pytest.raises(UserError, match="alone: merge them first, with convert"):
     loop.train(read_config(f"{lora_run}:4"), tmp_path / "b")
+  shutil.copytree(lora_run, tmp_path / "other")
+  for changes in ({"init_from": f"{flow_run}:2"}, {"init_weights": "ema"}):
+    config = read_config(f"{flow_run}:4")
+    with config.unlocked():
+      config.update(changes)
+    with pytest.raises(UserError, match="is not what the adapters"):
+      loop.train(config, tmp_path / "other")
   with pytest.raises(UserError, match="has no adapters, so there is nothing"):
     formats.convert(flow_run, "lora", tmp_path / "c", reverse=False)

@@ -459,6 +459,17 @@ def test_transformers_bert_gives_the_same(tmp_path):
     with torch.no_grad():
       expected = theirs(input_ids=ids).last_hidden_state[0].numpy()
     assert gap([found], [expected]) < 1e-5
+  path = tmp_path / "model.safetensors"
+  old = {"weight": "gamma", "bias": "beta"}
+  rename = lambda name: (
+    "bert." + name.rpartition(".")[0] + "." + old[name.rpartition(".")[2]]
+    if "LayerNorm" in name
+    else "bert." + name
+  )
+  tensors = safetensors.numpy.load_file(path)
+  safetensors.numpy.save_file({rename(k): v for k, v in tensors.items()}, path)
+  renamed = text.load(tmp_path, max_text=64)
+  assert gap(renamed.encode(captions), loaded.encode(captions)) == 0
   with pytest.raises(
     UserError, match=r"max_text=65: .* reads 64 tokens at most"
   ):

@@ -92,7 +92,7 @@ class Clips:
         f"pixels={pixels} hold no frame of {multiple}x{multiple}: set more"
       )
     self.items, self.decoder = items, decoder
-    self.num_classes = items.num_classes
+    self.classes, self.num_classes = items.classes, max(1, len(items.classes))
     self.fps, self.pictures = fps, pictures
     self.num_frames = tuple(range(min_frames, max_frames + 1, step_frames))
     self.pixels, self.multiple = pixels, multiple

@@ -130,7 +130,7 @@ class Digits:
     pairs: (digit, direction) of the clips: "train", "held_out" or "all".
   """
 
-  num_classes = len(WORDS)
+  classes, num_classes = WORDS, len(WORDS)
 
   def __init__(
     self,

@@ -45,7 +45,7 @@ class Source:
   A reader gives `__len__`, `_key`, `_read` and `_identity`.
   """
 
-  label, num_classes = None, 1  # the score that is a class, below that many
+  label, classes = None, ()  # the score that is a class, and names of these
 
   def __init__(self, name: str, *, ignored: int = 0):
     self.name, self.ignored = name, ignored

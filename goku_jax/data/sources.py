@@ -95,7 +95,8 @@ class Latents:
     self.manifest = shards.read_manifest(folder)
     if verify:
       shards.check_digests(folder, self.manifest)
-    self.num_classes = self.manifest.get("num_classes", 1)
+    self.classes = tuple(self.manifest.get("classes", ()))
+    self.num_classes = max(1, len(self.classes))
     self.statistics = statistics or {
       k: self.manifest[k] for k in ("latent_mean", "latent_std")
     }
@@ -162,7 +163,9 @@ class Mixture:
   def __init__(self, sources: list):
     self.sources = sources
     self._ends = np.cumsum([len(source) for source in sources])
-    self.num_classes = max(source.num_classes for source in sources)
+    named = {source.classes for source in sources if source.classes}
+    # Where they differ a number is of several classes, and so of none.
+    self.num_classes = len(named.pop()) if len(named) == 1 else 1
     self.shapes = np.concatenate([source.shapes for source in sources])
     self.is_video = self.shapes[:, 0] > 1
     self.channels = sources[0].channels

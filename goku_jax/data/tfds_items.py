@@ -68,8 +68,7 @@ class Tfds(Source):
       f.name for f in features if f.kind == "Text" and f.base in _CAPTIONS
     ]
     self._scalars = [f for f in features if f.is_scalar]
-    self.label, self._names = _read_names(folder, self._scalars)
-    self.num_classes = max(1, len(self._names))
+    self.label, self.classes = _read_names(folder, self._scalars)
     splits = {split["name"]: split for split in self._info["splits"]}
     self._parts = _choose_records(name, spec[2] or "train", splits)
     self._shards = {
@@ -108,8 +107,8 @@ class Tfds(Source):
       raise Problem("is no record of the features that the set has") from None
     captions, scores = captions_and_scores(row | {"captions": texts})
     label = row.get(self.label)
-    if not self._texts and label is not None and 0 <= label < self.num_classes:
-      captions = (self._names[label],)
+    if not self._texts and label is not None and 0 <= label < len(self.classes):
+      captions = (self.classes[label],)
     media = tfds_media.encode(self._media, example, scores.get("fps"))
     return Item(self._key(i), media, captions, scores)
 

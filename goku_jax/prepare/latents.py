@@ -61,7 +61,7 @@ def prepare(config, workdir, task: int = 0, num_tasks: int = 1) -> dict:
         "source": raw.digest(),
         "vae": {"step": step, "digest": weights.digest(params)},
         "text": text and {"width": text.width, "digest": text.digest},
-        "num_classes": raw.num_classes,
+        "classes": list(raw.classes),
         **given,
       },
     )

@@ -180,8 +180,9 @@ def _check_conditions(model, source):
     )
   if cfg.num_classes and source.num_classes == 1:
     raise UserError(
-      f"model.num_classes={cfg.num_classes} and the data has no classes: leave"
-      " the model's out, or train on data with labels"
+      f"model.num_classes={cfg.num_classes} and the data has no classes, or"
+      " folders of different ones: leave the model's out, or train on data with"
+      " the same labels"
     )
   if 0 < cfg.num_classes < source.num_classes:
     raise UserError(

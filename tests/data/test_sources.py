@@ -11,10 +11,11 @@ WIDTH = 6  # of text embeddings
 
 
 def write_folder(
-  folder, seed=0, *, items=ITEMS, vae="a", text=None, half=False
+  folder, seed=0, *, items=ITEMS, vae="a", text=None, half=False, classes=()
 ):
   """A folder of latents, with embeddings of `text` where that is given."""
   about = {"vae": {"digest": vae}, "text": text and {"digest": text}}
+  about["classes"] = list(classes)
   writer = shards.ShardWriter(
     folder, items=items, items_per_shard=10, about=about
   )
@@ -173,3 +174,13 @@ def test_pixels_are_latents_of_their_own():
     assert (sample["logvar"] == schema.NO_LOGVAR).all()
     assert len(sample["text_ids"]) == sizes[i, 1]
     assert sample["class"] == raw[i]["digit"]
+
+
+@pytest.mark.parametrize(
+  ("second", "count"), [(("cat", "dog"), 2), ((), 2), (("dog", "cat"), 1)]
+)
+def test_folders_have_the_classes_that_they_share(tmp_path, second, count):
+  for name, classes in (("a", ("cat", "dog")), ("b", second)):
+    write_folder(tmp_path / name, classes=classes)
+  both = sources.open_latents(f"{tmp_path / 'a'},{tmp_path / 'b'}")
+  assert both.num_classes == count

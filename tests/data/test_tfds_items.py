@@ -159,7 +159,7 @@ def pixels(item):
 def test_a_set_of_images_is_read_as_encoded(tmp_path):
   images(tmp_path)
   source = open_items(f"tfds:tiny@{tmp_path}")
-  assert source.num_classes == len(NAMES)
+  assert source.classes == [name.replace("_", " ") for name in NAMES]
   items = list(source)
   assert [item.key for item in items] == [f"train/{i:07d}" for i in range(6)]
   encoded_images = [encoded(picture(i)) for i in range(6)]

@@ -25,8 +25,8 @@ def get_config(arg=None):
   config.seeds = pick(3, 2)
   # Of each run of a part; of positions before the change of resolution too.
   config.steps = dict(
-    images=pick(2000, 4),
-    clips=pick(1000, 4),
+    images=pick(4000, 4),
+    clips=pick(1500, 4),
     joint=pick(700, 4),
     sizes=pick(1000, 4),
     positions=pick(800, 4),
@@ -58,6 +58,7 @@ def get_config(arg=None):
     image_share=1.0,
   )
   config.images.data.pack = dict(tokens=128, text=256, segments=8)
+  config.images.optim.learning_rate = 4e-3  # classes are learnt late by 2e-3
   config.clips = of_digits()
   for flow in (config.images, config.clips):
     flow.optim.schedule = "constant"  # else checkpoints before the last lose

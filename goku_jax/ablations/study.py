@@ -30,6 +30,9 @@ class Question(NamedTuple):
   calls: int
 
 
+NOTHING = Question(0, "", 0)  # real samples, which nothing draws
+
+
 def run(config, workdir) -> list[dict]:
   """Does all that has no record yet; returns the records."""
   check(config)
@@ -69,11 +72,9 @@ def _run(config, workdir):
   progress.update(0)
   for work in todo:
     arm, seed, asked = work
-    for name, figures in _floors(config, workdir, arm, known):
-      key = arm.part, name, 0, 0, "", 0
-      if key not in known:
-        log.append(_record(arm.part, name, 0, Question(0, "", 0), figures))
-      known.add(key)
+    for row in _floors(config, workdir, arm, seed, known):
+      log.append(row)
+      known.add(_name(row))
     for question, figures in answers(config, workdir, arm, seed, asked):
       log.append(_record(arm.part, arm.name, seed, question, figures))
     done += cost(work)
@@ -199,11 +200,15 @@ def _asks(config, arm):
   )
 
 
-def _floors(config, workdir, arm, known):
-  codec = codecs.load_codec(trained(config, workdir, arm, 0))
-  names = FLOORS if codec.model else FLOORS[:1]
-  if any((arm.part, name, 0, 0, "", 0) not in known for name in names):
-    yield from _asks(config, arm).floors(codec).items()
+def _floors(config, workdir, arm, seed, known):
+  """Records of real samples that are not known; pixels have one kind alone."""
+  names = FLOORS[:1] if arm.size == "images" else FLOORS
+  of = lambda name, figures: _record(arm.part, name, 0, NOTHING, figures)
+  missing = [name for name in names if _name(of(name, {})) not in known]
+  if missing:
+    codec = codecs.load_codec(trained(config, workdir, arm, seed))
+    found = _asks(config, arm).floors(codec)
+    yield from (of(name, found[name]) for name in missing)
 
 
 def _cost(config, arm, seed, asked) -> float:

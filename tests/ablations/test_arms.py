@@ -96,3 +96,8 @@ def test_a_study_that_cannot_be_is_refused(config, changes, told, tmp_path):
     config.update(changes)
   with pytest.raises(UserError, match=told):
     study.run(config, tmp_path)
+
+
+def test_the_autoencoder_learns_from_the_smallest_clips(config):
+  assert config.vae.data.digits.canvas == config.sides.small
+  assert config.vae.data.digits.num_frames == config.num_frames.small

@@ -8,7 +8,6 @@ import time
 
 import numpy as np
 
-from goku_jax.data import digits as data
 from goku_jax.eval import digit_distances, digits, digits_suite
 from goku_jax.sample import codec as codecs
 from goku_jax.sample import draw
@@ -38,20 +37,12 @@ class Asked:
     self.real = self._read(*self._real(seed=1))
 
   def _real(self, seed):
-    """Held-out glyphs, with what they show."""
-    raw = data.Digits(
-      "test",
+    return digits_suite.real_samples(
+      self.num,
+      self.num_frames,
+      self.canvas,
       seed=seed,
-      num_frames=self.num_frames,
-      canvas=self.canvas,
-      num_samples=self.num,
       image_share=float(self.is_images),
-    )
-    samples = [raw[i] for i in range(len(raw))]
-    fields = ("caption", "digit", "direction", "speed")
-    return (
-      [s["video"] for s in samples],
-      [tuple(s[field] for field in fields) for s in samples],
     )
 
   def _read(self, videos, asked):

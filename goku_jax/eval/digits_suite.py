@@ -82,7 +82,7 @@ def run(run: restore.Restored, out, *, started: float, **settings) -> dict:
   found = {
     "generated": judged(run, num_videos, "train"),
     "held_out_pairs": judged(run, NUM_HELD_OUT, "held_out"),
-    "real": real_clips(num_frames, canvas),
+    "real": real_samples(NUM_REAL, num_frames, canvas),
     "untrained": judged(untrained(run, seed), NUM_UNTRAINED, "train"),
   }
   videos, asked = found["real"]
@@ -176,15 +176,15 @@ def requests(num: int, pairs: str) -> list[tuple]:
   return asked
 
 
-def real_clips(num_frames, canvas):
-  """Clips of glyphs that neither the models nor the judge have seen."""
+def real_samples(num, num_frames, canvas, *, seed=SEED_REAL, image_share=0.0):
+  """Samples of glyphs that neither the models nor the judge have seen."""
   raw = data.Digits(
     "test",
-    seed=SEED_REAL,
+    seed=seed,
     num_frames=num_frames,
     canvas=canvas,
-    num_samples=NUM_REAL,
-    image_share=0.0,
+    num_samples=num,
+    image_share=image_share,
   )
   samples = [raw[i] for i in range(len(raw))]
   asked = [

@@ -3,8 +3,7 @@
 Learned places are added to the pieces, and each part's norm comes after what it
 adds. Residuals, norms and softmax are float32 whatever the dtype of products.
 
-Letters: B captions, S text tokens (Z as keys), E text width, N heads, K head
-width.
+Letters: B captions, S text tokens, E text width.
 """
 
 import dataclasses
@@ -12,11 +11,10 @@ import functools
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-MASKED = -1e30  # beside it any logit is lost: such keys weigh exactly zero
+from goku_jax.models import attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,18 +38,13 @@ class SelfAttention(nn.Module):
   config: BertConfig
 
   @nn.compact
-  def __call__(self, h_BSE, padding_BZ):
+  def __call__(self, h_BSE, ids_BS):
     cfg = self.config
     shape = *h_BSE.shape[:2], 3, cfg.num_heads, cfg.width // cfg.num_heads
     dense = functools.partial(nn.Dense, dtype=cfg.dtype)
     qkv = dense(3 * cfg.width, name="qkv")(h_BSE).reshape(shape)
     q, k, v = jnp.moveaxis(qkv, 2, 0)
-    logits_BNSZ = jnp.einsum(
-      "BSNK,BZNK->BNSZ", q, k, preferred_element_type=jnp.float32
-    )
-    logits_BNSZ = logits_BNSZ * shape[-1] ** -0.5 + padding_BZ[:, None, None]
-    weight_BNSZ = jax.nn.softmax(logits_BNSZ, -1).astype(cfg.dtype)
-    out_BSNK = jnp.einsum("BNSZ,BZNK->BSNK", weight_BNSZ, v)
+    out_BSNK = attention.segment_attention(q, k, v, ids_BS, ids_BS)
     return dense(cfg.width, name="out")(out_BSNK.reshape(h_BSE.shape))
 
 
@@ -74,11 +67,11 @@ class Block(nn.Module):
   config: BertConfig
 
   @nn.compact
-  def __call__(self, x_BSE, padding_BZ):
+  def __call__(self, x_BSE, ids_BS):
     cfg = self.config
     norm = lambda name: nn.LayerNorm(cfg.eps, name=name)
     h = x_BSE.astype(cfg.dtype)
-    x_BSE += SelfAttention(cfg, name="self_attn")(h, padding_BZ)
+    x_BSE += SelfAttention(cfg, name="self_attn")(h, ids_BS)
     x_BSE = norm("attn_norm")(x_BSE)
     x_BSE += Mlp(cfg, name="mlp")(x_BSE.astype(cfg.dtype))
     x_BSE = norm("mlp_norm")(x_BSE)
@@ -102,7 +95,6 @@ class BertEncoder(nn.Module):
     x_BSE += embed(cfg.kinds, "kinds")(jnp.zeros((), int))
     x_BSE = nn.LayerNorm(cfg.eps, name="norm")(x_BSE)
     x_BSE = nn.with_logical_constraint(x_BSE, ("batch", None, None))
-    padding_BZ = jnp.where(text_mask_BS, 0.0, MASKED)
     blocks = nn.scan(
       Block,
       variable_axes={"params": 0},
@@ -110,5 +102,5 @@ class BertEncoder(nn.Module):
       in_axes=nn.broadcast,
       length=cfg.depth,
     )(cfg, name="blocks")
-    x_BSE, _ = blocks(x_BSE, padding_BZ)
+    x_BSE, _ = blocks(x_BSE, text_mask_BS.astype(jnp.int32))  # one segment
     return jnp.where(text_mask_BS[..., None], x_BSE, 0.0)

@@ -90,8 +90,7 @@ def test_a_bad_setting_is_told_before_any_work(
 
 
 def test_the_first_process_alone_writes(monkeypatch, tmp_path):
-  monkeypatch.setattr(digits_suite, "NUM_REAL", 3)
-  found = dict.fromkeys(digits.ROWS, digits_suite.real_clips(5, 16))
+  found = dict.fromkeys(digits.ROWS, digits_suite.real_samples(3, 5, 16))
   with monkeypatch.context() as patch:
     patch.setattr(jax, "process_index", lambda: 1)
     digits_suite.write(tmp_path, found, {})
